@@ -1,0 +1,178 @@
+"""Every environment variable of Nightshift, typed, with its unit in its name.
+
+A variable is `NIGHTSHIFT_` and the field's name in capitals; a `.env` file in the working directory is read too. This
+module is the only one that looks at the environment.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import SettingsError
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+AuthMode = Literal["keys", "jwt", "off"]
+
+
+class Settings(BaseSettings):
+    """All settings, read once at start. A wrong value raises `SettingsError` through `load_settings`."""
+
+    model_config = SettingsConfigDict(env_prefix="NIGHTSHIFT_", env_file=".env", extra="ignore", frozen=True)
+
+    # Where things are
+    redis_url: SecretStr | None = None
+    """`redis://`, `rediss://`, `unix://` or `redis+sentinel://host:port,host:port/service[/db]`. Unset: embedded."""
+    data_dir: Path = Path(".nightshift")
+    """The embedded server's data, API keys, repository mirrors."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535)
+
+    # Who may come in
+    auth: AuthMode | None = None
+    """Unset: `off` on loopback, `keys` elsewhere. `off` elsewhere refuses to start."""
+    api_keys_file: Path | None = None
+    """Hashed API keys; unset: `api-keys.json` in the data directory."""
+    jwt_secret: SecretStr | None = None
+    """HS256 secret. Either this or `jwt_jwks_url`."""
+    jwt_jwks_url: str | None = None
+    """Where the RS256 keys of the issuer are published (a JWKS document)."""
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated browser origins besides the service's own that may call the API and the WebSocket."""
+
+    # The engine
+    queues: Annotated[tuple[tuple[str, int | None], ...], NoDecode] = ()
+    """`agent:4,git:8` or `agent,git`: the lanes of this worker process. Unset: all."""
+    concurrency: int | None = Field(None, ge=1)
+    """Bound on running tasks over all lanes of the process."""
+    lease_s: float = Field(10.0, ge=1.0, le=300.0)
+    """A worker that does not renew for so long has lost its tasks."""
+    shutdown_grace_s: float = Field(25.0, ge=0.0)
+    """How long running tasks may go on after SIGTERM before they are handed back."""
+    result_ttl_s: float = Field(86_400.0, ge=1.0)
+    """How long a finished task and its result are kept."""
+    dead_letter_ttl_s: float = Field(30 * 86_400.0, ge=1.0)
+    idempotency_ttl_s: float = Field(86_400.0, ge=1.0)
+    queue_max_depth: int = Field(100_000, ge=1)
+    """Unfinished tasks a queue holds before an enqueue is answered with 503."""
+    unknown_task_ttl_s: float = Field(600.0, ge=0.0)
+    """How long a task whose name no worker knows waits for one that does."""
+    timezone: str = "UTC"
+    """IANA name; cron entries are meant in it."""
+    cpu_threads: int = Field(4, ge=1)
+    """`ctx.run_cpu` calls that run at once in a process."""
+
+    # Logs
+    log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+
+    # Models
+    llm_base_url: str | None = None
+    """Base of an OpenAI-compatible API, with its version: `https://host/v1`. Unset: the offline model."""
+    llm_api_key: SecretStr | None = None
+    llm_model: str | None = None
+    llm_timeout_s: float = Field(120.0, gt=0)
+    """Longest silence of the model: until its first byte, and between two chunks."""
+    llm_requests_per_minute: int | None = Field(None, ge=1)
+    llm_tokens_per_minute: int | None = Field(None, ge=1)
+    llm_concurrency: int = Field(1_000, ge=1)
+    """Model calls open at once in a process."""
+    embedding_base_url: str | None = None
+    embedding_api_key: SecretStr | None = None
+    embedding_model: str | None = None
+
+    # git and web
+    git_allow_file_urls: bool = False
+    """Whether clients of the API may name repositories on this machine (`file://` and plain paths)."""
+    git_timeout_s: float = Field(600.0, gt=0)
+    git_token: SecretStr | None = None
+    """Password or token for https remotes of `git_token_host`; never leaves the child's environment."""
+    git_token_host: str | None = None
+    web_allow_private: bool = False
+    """Whether `fetch` may connect to addresses that are not public."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError("expected an IANA time zone such as Europe/Berlin") from error
+        return value
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _parse_queues(cls, value: object) -> object:
+        return tuple(_parse_lane(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _parse_origins(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def keys_file(self) -> Path:
+        """Where the hashed API keys are."""
+        return self.api_keys_file or self.data_dir / "api-keys.json"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the API listens for this machine only."""
+        return self.host in LOOPBACK_HOSTS
+
+    @property
+    def auth_mode(self) -> AuthMode:
+        """The mode in force. Raises `SettingsError` for `off` on an address that others can reach."""
+        mode = self.auth or ("off" if self.is_loopback else "keys")
+        if mode == "off" and not self.is_loopback:
+            raise SettingsError(
+                f"NIGHTSHIFT_AUTH=off with NIGHTSHIFT_HOST={self.host!r}: expected a loopback address, or 'keys' or 'jwt'"
+            )
+        if mode == "jwt" and not (self.jwt_secret or self.jwt_jwks_url):
+            raise SettingsError("NIGHTSHIFT_AUTH=jwt: expected NIGHTSHIFT_JWT_SECRET or NIGHTSHIFT_JWT_JWKS_URL to be set")
+        return mode
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone of cron entries."""
+        return ZoneInfo(self.timezone)
+
+
+def _parse_lane(part: str) -> tuple[str, int | None]:
+    name, _, count = part.strip().partition(":")
+    if not name or (count and not (count.isdigit() and int(count) >= 1)):
+        raise ValueError("expected name or name:concurrency, separated by commas, such as agent:4,git:8")
+    return name, int(count) if count else None
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment. Raises `SettingsError` with one line per wrong variable: name, value, what is expected."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError("\n".join(_describe(item) for item in error.errors())) from None  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process."""
+    return load_settings()
+
+
+def _describe(item: dict[str, object]) -> str:
+    location = item["loc"]
+    field = str(location[0]) if isinstance(location, tuple) and location else "?"
+    info = Settings.model_fields.get(field)
+    secret = info is not None and "SecretStr" in str(info.annotation)
+    value = "(secret)" if secret else repr(item["input"])
+    return f"NIGHTSHIFT_{field.upper()}={value}: {item['msg']}"
