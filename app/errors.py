@@ -256,6 +256,19 @@ class MalformedReply(ClientError):
     retryable = True
 
 
+class ReplyTooLarge(ClientError):
+    """The other side sent more than the bound, which the detail names; reading stopped there."""
+
+    title = "Reply too large"
+
+
+class UnsupportedContent(ClientError):
+    """Content of a type that cannot be read; the detail names the type."""
+
+    status_code = 415
+    title = "Unsupported content"
+
+
 class InvalidModelOutput(ClientError):
     """A model's reply did not validate against the asked-for structure, also after the re-asks."""
 

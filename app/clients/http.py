@@ -1,0 +1,176 @@
+"""The only module that imports the HTTP library.
+
+Everybody else writes `from app.clients.http import httpx`, so that the change to an API-compatible successor is the one
+import below. The library's exceptions end here as well: inside `remote_errors` they become classes of `app.errors`.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from math import isfinite
+
+import httpx
+
+from app.errors import MalformedReply, RemoteStatus, RemoteTimeout, RemoteUnreachable, ReplyTooLarge
+
+__all__ = [
+    "PooledTransport",
+    "httpx",
+    "open_client",
+    "read_body",
+    "read_start",
+    "remote_errors",
+    "retry_after_s",
+    "status_error",
+    "tls_context",
+]
+
+CONNECT_TIMEOUT_S = 10.0
+KEEPALIVE_S = 15.0
+"""An idle connection is used again within this time."""
+MAX_MESSAGE_CHARS = 500
+"""Characters of the other side's own words that an error repeats."""
+
+# The pool's own bounds stay off: with them httpcore 1.0 may close a connection that it has just handed to a request,
+# which then hangs until its read timeout. Callers bound what is in flight with a semaphore or their lane.
+_UNBOUNDED = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S)
+
+
+@lru_cache(maxsize=1)
+def tls_context() -> ssl.SSLContext:
+    """Verifies against the bundled authorities and those of this machine. Made once: it takes about 20 ms."""
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
+
+
+class PooledTransport(httpx.AsyncBaseTransport):
+    """Deals requests out to several connection pools in turn.
+
+    httpcore walks over all connections of a pool when a request starts and when one ends, so a thousand open streams in
+    one pool cost a second of the loop's time. In `pools` pools they cost that divided by `pools`.
+    """
+
+    def __init__(self, pools: int) -> None:
+        self._pools = [httpx.AsyncHTTPTransport(verify=tls_context(), limits=_UNBOUNDED) for _ in range(pools)]
+        self._turn = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request through the pool whose turn it is."""
+        self._turn = (self._turn + 1) % len(self._pools)
+        return await self._pools[self._turn].handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for pool in self._pools:
+            await pool.aclose()
+
+
+def open_client(
+    *,
+    timeout_s: float,
+    headers: Mapping[str, str] | None = None,
+    pools: int = 1,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> httpx.AsyncClient:
+    """A client that ignores proxy variables and netrc, follows no redirect and keeps no cookie.
+
+    `timeout_s` is the longest silence while reading or writing; a connection must stand within `CONNECT_TIMEOUT_S`.
+    `pools` is for many requests at once (see `PooledTransport`); `transport` replaces it. Close it with `aclose()`.
+    """
+    return httpx.AsyncClient(
+        headers=dict(headers or {}),
+        timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
+        transport=transport or PooledTransport(pools),
+        trust_env=False,
+        follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    )
+
+
+@contextmanager
+def remote_errors(what: str) -> Iterator[None]:
+    """Raise `RemoteTimeout`, `RemoteUnreachable` or `MalformedReply` for the library's exceptions.
+
+    `what` begins the sentence: "the model at api.example.com".
+    """
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise RemoteTimeout(_describe_timeout(what, error)) from error
+    except httpx.DecodingError as error:
+        raise MalformedReply(f"{what} sent a body that cannot be decoded: {error}") from error
+    except httpx.RemoteProtocolError as error:
+        # The library has one class for a connection closed before the answer and for an answer that breaks off.
+        if str(error).startswith("Server disconnected"):
+            raise RemoteUnreachable(f"{what} closed the connection without an answer") from error
+        raise MalformedReply(f"{what} broke the HTTP protocol: {error}") from error
+    except httpx.TransportError as error:
+        raise RemoteUnreachable(f"{what} cannot be reached: {error or type(error).__name__}") from error
+
+
+def _describe_timeout(what: str, error: httpx.TimeoutException) -> str:
+    limits = error.request.extensions.get("timeout", {})
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"{what} accepted no connection within {limits.get('connect')} s"
+    if isinstance(error, httpx.WriteTimeout):
+        return f"{what} took no more of the request for {limits.get('write')} s"
+    return f"{what} sent nothing for {limits.get('read')} s"
+
+
+def status_error(what: str, response: httpx.Response, message: str = "") -> RemoteStatus:
+    """The error for a refused request, with `Retry-After` and at most `MAX_MESSAGE_CHARS` of `message`."""
+    detail = f"{what} answered {response.status_code}"
+    if message:
+        detail += f": {message[:MAX_MESSAGE_CHARS]}"
+    return RemoteStatus(detail, remote_status=response.status_code, retry_after_s=retry_after_s(response.headers))
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by `Retry-After` (RFC 9110: seconds or a date); None when absent or unreadable, 0 when past.
+
+    A date is counted from the answer's own `Date`, so that the two clocks need not agree. Header names in lower case,
+    or a mapping that ignores case.
+    """
+    value = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(value)
+    except ValueError:
+        until = _timestamp(value)
+        now = _timestamp(headers.get("date", ""))
+        return None if until is None else max(0.0, until - (time.time() if now is None else now))
+    return seconds if isfinite(seconds) and seconds >= 0 else None
+
+
+def _timestamp(http_date: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(http_date)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+async def read_body(response: httpx.Response, *, max_bytes: int, what: str) -> bytes:
+    """The decoded body of a streamed response. Raises `ReplyTooLarge` as soon as it exceeds the bound."""
+    body = await read_start(response, max_bytes=max_bytes + 1, what=what)
+    if len(body) > max_bytes:
+        raise ReplyTooLarge(f"{what} sent more than {max_bytes} bytes")
+    return body
+
+
+async def read_start(response: httpx.Response, *, max_bytes: int, what: str) -> bytes:
+    """At most the first `max_bytes` of the decoded body of a streamed response."""
+    body = bytearray()
+    with remote_errors(what):
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) >= max_bytes:
+                break
+    return bytes(body[:max_bytes])
