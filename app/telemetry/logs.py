@@ -33,8 +33,13 @@ LogFormat = Literal["text", "json"]
 
 ARQ_LOGGERS = ("arq.worker", "arq.connections", "arq.jobs", "arq.utils")
 
-QUIET_LOGGERS = ("httpx", "httpcore", "websockets", "trafilatura", "htmldate", "charset_normalizer", "watchfiles")
-"""They log every request with its URL, and headers or contents below INFO. From WARNING on they are heard."""
+QUIET_LOGGERS = {
+    # They log every request with its URL, and below INFO also headers and contents.
+    **dict.fromkeys(("httpx", "httpcore", "websockets", "watchfiles", "charset_normalizer"), logging.WARNING),
+    # A page somewhere that is not proper HTML is nothing that is wrong here.
+    **dict.fromkeys(("trafilatura", "htmldate"), logging.CRITICAL),
+}
+"""The level from which on these are heard."""
 
 
 def configure_logging(level: str = "INFO", log_format: LogFormat = "text", secrets: Iterable[str] = ()) -> None:
@@ -62,8 +67,8 @@ def take_over_logging() -> None:
     for name, existing in list(logging.root.manager.loggerDict.items()):
         if isinstance(existing, logging.Logger) and (existing.handlers or not existing.propagate or existing.disabled):
             _reclaim(logging.getLogger(name))
-    for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(max(_INTERCEPT.level, logging.WARNING))
+    for name, level in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(max(_INTERCEPT.level, level))
     for name in ARQ_LOGGERS:
         logging.getLogger(name).addFilter(_divert)  # a filter that is there already is not added twice
     logging.captureWarnings(True)
