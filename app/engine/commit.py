@@ -1,0 +1,81 @@
+"""Writing the ends and the events of attempts, in batches, through restarts of Redis.
+
+The scripts are fenced by the lease token and an event by its number, so a call whose reply was lost may be repeated:
+what was carried out the first time changes nothing the second time. Ends are repeated for as long as the process lives,
+since the task is over and only its end is to be written. Events are repeated for `EVENT_PATIENCE_S`, then the task gets
+the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from loguru import logger
+
+from app.engine.batch import Batcher
+from app.store.connection import CONNECTION_ERRORS
+from app.store.scripts import Emit, Finish, Reschedule, Scripts
+from app.telemetry import metrics
+
+EVENT_PATIENCE_S = 30.0
+PAUSES_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+Item = TypeVar("Item")
+
+
+class Committer:
+    """Ends and events of the attempts of a process."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._finishes: Batcher[Finish, int] = Batcher(self._finish, weigh=lambda item: len(item.result))
+        self._reschedules: Batcher[Reschedule, int] = Batcher(self._reschedule, weigh=lambda item: len(item.error))
+        self._emits: Batcher[Emit, int] = Batcher(self._emit, weigh=lambda item: len(item.payload))
+
+    def finish(self, item: Finish) -> Awaitable[int]:
+        """End a task for good. 0 when the lease was lost and nothing was written."""
+        return self._finishes.submit(item)
+
+    def reschedule(self, item: Reschedule) -> Awaitable[int]:
+        """Have a task run again. 0 when the lease was lost and nothing was written."""
+        return self._reschedules.submit(item)
+
+    def emit(self, item: Emit) -> Awaitable[int]:
+        """Append an event. 0 when the lease was lost and nothing was written."""
+        return self._emits.submit(item)
+
+    async def drain(self) -> None:
+        """Wait until everything is written."""
+        for batcher in (self._emits, self._reschedules, self._finishes):
+            await batcher.drain()
+
+    async def _finish(self, items: Sequence[Finish]) -> list[int]:
+        metrics.COMMIT_SIZE.labels().observe(len(items))
+        return await _insist(self._scripts.finish, items, None)
+
+    async def _reschedule(self, items: Sequence[Reschedule]) -> list[int]:
+        return await _insist(self._scripts.reschedule, items, None)
+
+    async def _emit(self, items: Sequence[Emit]) -> list[int]:
+        return await _insist(self._scripts.emit, items, EVENT_PATIENCE_S)
+
+
+async def _insist(
+    call: Callable[[Sequence[Item]], Awaitable[list[int]]], items: Sequence[Item], patience_s: float | None
+) -> list[int]:
+    """Call until Redis answers, for `patience_s` (None: for ever)."""
+    began = time.monotonic()
+    tries = 0
+    while True:
+        try:
+            return await call(items)
+        except CONNECTION_ERRORS as error:
+            if patience_s is not None and time.monotonic() - began > patience_s:
+                raise
+            pause_s = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
+            logger.warning("{} writes wait for Redis ({}), trying again in {} s", len(items), error, pause_s)
+            tries += 1
+            await asyncio.sleep(pause_s)

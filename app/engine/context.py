@@ -1,0 +1,213 @@
+"""What a task can do besides its own work: the `ctx` that every task function gets first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from loguru import logger
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from app.engine.events import MAX_EVENT_BYTES, TYPE, stream_name
+from app.engine.queue import Submission
+from app.engine.registry import Task
+from app.errors import InvalidInput, LeaseLost, NightshiftError, TooLarge
+from app.store.scripts import Emit
+
+if TYPE_CHECKING:
+    from loguru import Logger
+
+MAX_LABEL_CHARS = 200
+TASK_CHANNEL = "."
+OWN_CHANNELS = ""
+
+A = ParamSpec("A")
+T = TypeVar("T")
+P = TypeVar("P", bound=BaseModel)
+Reporter = Callable[[float, float, str], None]
+
+
+class Services(Protocol):
+    """What the worker lends to the contexts of its attempts."""
+
+    @property
+    def executor(self) -> Executor:
+        """Where CPU-bound work runs."""
+        ...
+
+    def emit(self, item: Emit) -> Awaitable[int]:
+        """Append an event; 0 when the lease is lost."""
+        ...
+
+    async def start(self, submission: Submission, user_id: str, correlation_id: str | None) -> str:
+        """Enqueue a task; its id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What is known of the task when its attempt begins. `enqueued_at` is aware and in UTC; `attempt` counts from 1."""
+
+    task_id: str
+    task: str
+    queue: str
+    user_id: str
+    project_id: str | None
+    parent_id: str | None
+    root_id: str | None
+    correlation_id: str | None
+    tags: tuple[str, ...]
+    attempt: int
+    max_attempts: int
+    enqueued_at: datetime
+    token: int
+    percent: float = 0.0
+
+
+class TaskContext:
+    """The hands and the voice of one attempt of a task.
+
+    Everything is a coroutine that writes under the attempt's lease: when another attempt has taken over, `LeaseLost` is
+    raised and nothing was written.
+    """
+
+    def __init__(self, info: TaskInfo, services: Services) -> None:
+        self.info = info
+        self._services = services
+        self._percent = info.percent
+        self._written = 0
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task."""
+        return self.info.task_id
+
+    @property
+    def user_id(self) -> str:
+        """Whose task it is."""
+        return self.info.user_id
+
+    @property
+    def project_id(self) -> str | None:
+        """The project it was posted for."""
+        return self.info.project_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self.info.attempt
+
+    @property
+    def log(self) -> Logger:
+        """The log; its records carry task, user, project, attempt and correlation id."""
+        return logger
+
+    async def progress(self, current: float, total: float, label: str = "") -> None:
+        """Say how far the task is: `current` of `total` (any unit), and what it does now (200 characters).
+
+        Stored in the task's view and sent as `task_progress`. The percentage never goes back, also over retries.
+        """
+        if not total > 0 or not 0 <= current <= total:
+            raise InvalidInput(f"progress {current} of {total}: expected 0 <= current <= total and total > 0")
+        if len(label) > MAX_LABEL_CHARS:
+            raise TooLarge(f"a label of {len(label)} characters exceeds the bound of {MAX_LABEL_CHARS}")
+        self._percent = max(self._percent, round(100 * current / total, 1))
+        data = to_json({"current": current, "total": total, "percent": self._percent, "label": label})
+        await self._emit(OWN_CHANNELS, "task_progress", data, data)
+
+    async def emit(self, kind: str, payload: dict[str, Any], *, channel: str | None = None) -> None:
+        """Append an event. It goes to the channel `task:<id>`, or to `channel`, such as `project:<id>` or one of a
+        domain.
+
+        `payload` must be a JSON object of at most 64 KiB. Raises `InvalidInput` or `TooLarge`.
+        """
+        if not TYPE.fullmatch(kind):
+            raise InvalidInput(
+                f"event type {kind[:80]!r}: expected a letter, then letters, digits, '_' or '.', 64 at most"
+            )
+        data = to_json(payload)
+        if len(data) > MAX_EVENT_BYTES:
+            raise TooLarge(f"an event of {len(data)} bytes exceeds the bound of {MAX_EVENT_BYTES} bytes")
+        stream = TASK_CHANNEL if channel is None else stream_name(channel, self.user_id)
+        await self._emit(stream, kind, data, b"")
+
+    async def start(
+        self,
+        task: str | Task[P, Any],
+        params: P | dict[str, Any],
+        *,
+        delay: timedelta = timedelta(),
+        priority: int = 0,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Start a child task and go on at once; returns its id. It belongs to the same user and project.
+
+        With an `idempotency_key`, unique for this task, a later attempt that starts it again gets the same child. A
+        task that is cancelled cancels its children, and starts no more (`Conflict`). Raises what enqueuing raises.
+        """
+        info = self.info
+        child = Submission(
+            task=task if isinstance(task, str) else task.name,
+            params=params,
+            delay_s=delay.total_seconds(),
+            priority=priority,
+            project_id=info.project_id,
+            tags=info.tags,
+            idempotency_key=f"{info.task_id}/{idempotency_key}" if idempotency_key else None,
+            parent_id=info.task_id,
+            root_id=info.root_id or info.task_id,
+        )
+        return await self._services.start(child, info.user_id, info.correlation_id)
+
+    async def run_cpu(self, function: Callable[A, T], *args: A.args, **kwargs: A.kwargs) -> T:
+        """Run CPU-bound work in a thread, away from the event loop; `NIGHTSHIFT_CPU_THREADS` (4) at once in a process.
+
+        A thread cannot be stopped: when the task is cancelled, its result is thrown away once it is there. To report
+        progress from inside, give the function `ctx.reporter()` as an argument.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._services.executor, lambda: function(*args, **kwargs))
+
+    def reporter(self) -> Reporter:
+        """A plain function `(current, total, label)` that may be called from a thread; the loop emits the progress.
+
+        When it is called faster than progress can be written, only the latest is.
+        """
+        return _ThreadReporter(self, asyncio.get_running_loop())
+
+    async def _emit(self, stream: str, kind: str, payload: bytes, progress: bytes) -> None:
+        self._written += 1
+        item = Emit(self.task_id, self.info.token, self._written, stream, kind, payload, progress)
+        if not await self._services.emit(item):
+            raise LeaseLost(f"attempt {self.attempt} of task {self.task_id} has lost its lease")
+
+
+class _ThreadReporter:
+    def __init__(self, ctx: TaskContext, loop: asyncio.AbstractEventLoop) -> None:
+        self._ctx = ctx
+        self._loop = loop
+        self._latest: tuple[float, float, str] | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    def __call__(self, current: float, total: float, label: str = "") -> None:
+        self._loop.call_soon_threadsafe(self._take, (current, total, label))
+
+    def _take(self, report: tuple[float, float, str]) -> None:
+        self._latest = report
+        if self._writing is None:
+            self._writing = self._loop.create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._latest is not None:
+                report, self._latest = self._latest, None
+                await self._ctx.progress(*report)
+        except NightshiftError as error:
+            logger.warning("progress from a thread was not written: {}", error)
+        finally:
+            self._writing = None

@@ -1,0 +1,379 @@
+"""Tasks as their owners see them: enqueue, read, list, cancel.
+
+Every call takes the owner's `user_id` where it matters and answers `NotFound` for a task of somebody else;
+`user_id=None` stands for an administrator, who sees all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
+
+from app.engine import wire
+from app.engine.batch import Batcher
+from app.engine.job import ErrorInfo, Status, TaskRecord, fields_of, moment, new_task_id, record_of
+from app.engine.registry import Catalogue, TaskSpec
+from app.errors import Conflict, InvalidInput, NotFound, QueueFull, TooLarge
+from app.store import keys
+from app.store.connection import CONNECTION_ERRORS
+from app.store.scripts import MAX_PRIORITY, NewTask, Scripts
+
+MAX_BATCH = 1_000
+MAX_PARAMS_BYTES = 1024 * 1024
+MAX_TAGS = 20
+MAX_LIMIT = 200
+LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
+"""Project ids, tags and idempotency keys: up to 128 characters, no control characters."""
+TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+QUEUE_FULL_RETRY_S = 5.0
+RECONNECT_PAUSES_S = (0.05, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A task as a client asks for it. `params` is a JSON object or the task's own model; times in seconds or aware."""
+
+    task: str
+    params: dict[str, Any] | BaseModel = field(default_factory=dict)
+    delay_s: float = 0.0
+    run_at: datetime | None = None
+    priority: int = 0
+    project_id: str | None = None
+    tags: tuple[str, ...] = ()
+    idempotency_key: str | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    retry_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to a submission: the task's id, and whether this call made it or an earlier one with the same key."""
+
+    task_id: str
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a list of tasks is narrowed to; None leaves a field open."""
+
+    status: Status | None = None
+    queue: str | None = None
+    task: str | None = None
+    project_id: str | None = None
+    tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of tasks, newest first. `next_cursor` is None at the end; a page before it may be short, even empty."""
+
+    items: list[TaskRecord]
+    next_cursor: str | None
+
+
+class TaskQueue:
+    """Enqueue, read, list and cancel tasks."""
+
+    def __init__(self, scripts: Scripts, catalogue: Catalogue, *, max_depth: int, result_ttl_s: float) -> None:
+        self.catalogue = catalogue
+        self._scripts = scripts
+        self._max_depth = max_depth
+        self._ttl_ms = int(result_ttl_s * 1000)
+        self._groups: Batcher[Sequence[NewTask], list[Any]] = Batcher(
+            self._commit, weigh=lambda group: sum(len(item.payload) for item in group)
+        )
+
+    async def enqueue(self, submission: Submission, *, user_id: str, correlation_id: str | None = None) -> Accepted:
+        """Accept one task. It is stored when this returns.
+
+        Raises `UnknownTask`, `InvalidInput` (with a pointer to the field), `TooLarge`, `Conflict` (same idempotency
+        key, other request) or `QueueFull`; then nothing was stored.
+        """
+        return (await self.enqueue_many([submission], user_id=user_id, correlation_id=correlation_id))[0]
+
+    async def enqueue_many(
+        self, submissions: Sequence[Submission], *, user_id: str, correlation_id: str | None = None
+    ) -> list[Accepted]:
+        """Accept up to 1,000 tasks in one round trip, all or none of them. Raises as `enqueue` does."""
+        if not 1 <= len(submissions) <= MAX_BATCH:
+            raise InvalidInput(f"expected 1 to {MAX_BATCH} tasks, got {len(submissions)}", pointer="/tasks")
+        single = len(submissions) == 1
+        group = [
+            self._prepare(item, user_id, correlation_id, "" if single else f"/tasks/{index}")
+            for index, item in enumerate(submissions)
+        ]
+        reply = await self._groups.submit(group)
+        if reply[0] != b"ok":
+            raise _refusal(reply)
+        return [Accepted(task_id.decode(), bool(created)) for task_id, created in reply[1:]]
+
+    async def get(self, task_id: str, *, user_id: str | None, with_result: bool = False) -> TaskRecord:
+        """Read a task. Raises `NotFound`."""
+        fields, result, payload, score, queue = await self._scripts.read_task(task_id, with_result=with_result)
+        if fields:
+            record = record_of(task_id, fields_of(fields))
+            if result and not score and not record.status.is_finished:
+                record = await self._settle_stock(record, result)
+        elif payload or result:
+            record = _stock_record(task_id, queue.decode(), payload, result, score)
+        else:
+            raise _not_found(task_id)
+        if user_id is not None and record.user_id != user_id:
+            raise _not_found(task_id)
+        if with_result and result and record.status is Status.SUCCESS:
+            record = replace(record, result=_result_of(result), has_result=True)
+        return record
+
+    async def page(self, wanted: Filter, *, user_id: str | None, cursor: str = "", limit: int = 50) -> Page:
+        """A page of tasks, newest first, without their results. `user_id=None` lists everybody's."""
+        if not 1 <= limit <= MAX_LIMIT:
+            raise InvalidInput(f"limit={limit}: expected 1 to {MAX_LIMIT}", pointer="limit")
+        index, pairs = _index_for(wanted, user_id)
+        next_cursor, rows = await self._scripts.list_tasks(index, cursor, limit, pairs)
+        return Page([record_of(row.decode(), fields_of(fields)) for row, fields in rows], next_cursor or None)
+
+    async def cancel(self, task_id: str, *, user_id: str | None) -> TaskRecord:
+        """Cancel a task with all its children: at once what waits, within a second what runs.
+
+        Raises `NotFound`, or `Conflict` when the task is finished.
+        """
+        await self.get(task_id, user_id=user_id)
+        states, rest = await self._scripts.cancel([task_id], self._ttl_ms)
+        while rest:
+            _, rest = await self._scripts.cancel([item.decode() for item in rest], self._ttl_ms)
+        record = await self.get(task_id, user_id=user_id)
+        if states[0] == b"finished":
+            raise Conflict(f"task {task_id} is finished ({record.status}) and cannot be cancelled")
+        return record
+
+    async def abort(self, task_ids: Sequence[str]) -> None:
+        """Cancel tasks that arq's own clients marked for it, and take the marks away."""
+        states, _ = await self._scripts.cancel(task_ids, self._ttl_ms)
+        done = [task_id for task_id, state in zip(task_ids, states, strict=True) if state != b"missing"]
+        if done:
+            await self._scripts.redis.zrem(keys.ABORT, *done)
+
+    async def retry(
+        self,
+        task_id: str,
+        *,
+        user_id: str | None,
+        params: dict[str, Any] | None = None,
+        correlation_id: str | None = None,
+    ) -> Accepted:
+        """Run a finished task again as a new task of the same owner, which names the old one in `retry_of`.
+
+        Raises `NotFound`, `Conflict` while the old one is unfinished, and what `enqueue` raises.
+        """
+        record = await self.get(task_id, user_id=user_id)
+        if not record.status.is_finished:
+            raise Conflict(f"task {task_id} is not finished ({record.status}); only a finished task can run again")
+        again = Submission(
+            task=record.task,
+            params=await self._old_params(task_id) if params is None else params,
+            priority=record.priority,
+            project_id=record.project_id,
+            tags=record.tags,
+            retry_of=task_id,
+        )
+        return await self.enqueue(again, user_id=record.user_id, correlation_id=correlation_id)
+
+    async def _old_params(self, task_id: str) -> dict[str, Any]:
+        # A task that was cancelled before it began still has its payload; any other left its parameters in the result.
+        payload, result = await self._scripts.redis.mget(keys.job(task_id), keys.result(task_id))
+        if payload:
+            return wire.decode_payload(payload).kwargs
+        if result:
+            return dict(from_json(result)["k"])
+        raise NotFound(f"the parameters of task {task_id} are not kept any more")
+
+    async def _settle_stock(self, record: TaskRecord, result: bytes) -> TaskRecord:
+        finished = _stock_record(record.task_id, record.queue, b"", result, b"")
+        await self._scripts.settle_stock(
+            record.task_id,
+            status=finished.status,
+            error=finished.error.to_json() if finished.error else b"",
+            finished_ms=int(finished.finished_at.timestamp() * 1000) if finished.finished_at else 0,
+            attempt=finished.attempt,
+            ttl_ms=self._ttl_ms,
+        )
+        return replace(
+            record,
+            status=finished.status,
+            error=finished.error,
+            attempt=finished.attempt,
+            started_at=finished.started_at,
+            finished_at=finished.finished_at,
+        )
+
+    async def _commit(self, groups: Sequence[Sequence[NewTask]]) -> list[list[Any]]:
+        for pause_s in RECONNECT_PAUSES_S:
+            try:
+                return _answers(groups, await self._scripts.enqueue(groups, self._max_depth))
+            except CONNECTION_ERRORS:
+                # The reply may be lost rather than the request. The ids are ours and new, so after a repeated call
+                # "exists" can only mean that the first one was carried out.
+                await asyncio.sleep(pause_s)
+        return _answers(groups, await self._scripts.enqueue(groups, self._max_depth))
+
+    def _prepare(self, item: Submission, user_id: str, correlation_id: str | None, at: str) -> NewTask:
+        try:
+            spec = self.catalogue[item.task].spec
+            params = _validated(spec, item.params)
+            _check(item)
+        except (InvalidInput, NotFound) as error:
+            error.pointer = f"{at}{error.pointer or ''}"
+            raise
+        return _new_task(item, spec, params, user_id, correlation_id)
+
+
+def _new_task(item: Submission, spec: TaskSpec, params: bytes, user_id: str, correlation_id: str | None) -> NewTask:
+    task_id = new_task_id()
+    extra = ["max_attempts", spec.retry.max_attempts]
+    if correlation_id:
+        extra += ["correlation_id", correlation_id]
+    if item.retry_of:
+        extra += ["retry_of", item.retry_of]
+    return NewTask(
+        id=task_id,
+        task=spec.name,
+        queue=spec.queue,
+        payload=wire.encode_payload(spec.name, params),
+        at_ms=None if item.run_at is None else int(item.run_at.timestamp() * 1000),
+        delay_ms=int(item.delay_s * 1000),
+        priority=item.priority,
+        user_id=user_id,
+        project_id=item.project_id or "",
+        parent_id=item.parent_id or "",
+        root_id=item.root_id or item.parent_id or "",
+        tags="\n".join(item.tags),
+        idempotency_key=item.idempotency_key or "",
+        fingerprint=_fingerprint(item, spec, params) if item.idempotency_key else "",
+        extra=to_json(extra),
+    )
+
+
+def _validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
+    if not isinstance(params, spec.params):
+        try:
+            params = spec.params.model_validate(params)
+        except ValidationError as error:
+            raise _invalid_params(error) from None
+    data = params.__pydantic_serializer__.to_json(params)
+    if len(data) > MAX_PARAMS_BYTES:
+        raise TooLarge(f"params of {len(data)} bytes exceed the bound of {MAX_PARAMS_BYTES} bytes", pointer="/params")
+    return data
+
+
+def _invalid_params(error: ValidationError) -> InvalidInput:
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in first["loc"])
+    rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return InvalidInput(f"params{path}: {first['msg']}{rest}", pointer=f"/params{path}")
+
+
+def _check(item: Submission) -> None:
+    if item.delay_s and item.run_at is not None:
+        raise InvalidInput("expected delay_s or run_at, not both", pointer="/run_at")
+    if item.run_at is not None and item.run_at.tzinfo is None:
+        raise InvalidInput("run_at: expected a time with its offset", pointer="/run_at")
+    if not 0 <= item.delay_s <= 10 * 366 * 86_400:
+        raise InvalidInput(f"delay_s={item.delay_s}: expected 0 to ten years", pointer="/delay_s")
+    if not 0 <= item.priority <= MAX_PRIORITY:
+        raise InvalidInput(f"priority={item.priority}: expected 0 to {MAX_PRIORITY}", pointer="/priority")
+    if len(item.tags) > MAX_TAGS:
+        raise InvalidInput(f"{len(item.tags)} tags: expected at most {MAX_TAGS}", pointer="/tags")
+    labels = [("/project_id", item.project_id), ("/idempotency_key", item.idempotency_key)]
+    labels += [(f"/tags/{index}", tag) for index, tag in enumerate(item.tags)]
+    for pointer, label in labels:
+        if label is not None and not LABEL.fullmatch(label):
+            raise InvalidInput(
+                f"{pointer[1:]}: expected 1 to 128 characters and no control characters", pointer=pointer
+            )
+
+
+def _fingerprint(item: Submission, spec: TaskSpec, params: bytes) -> str:
+    run_at = item.run_at.isoformat() if item.run_at else None
+    rest = to_json([spec.name, item.delay_s, run_at, item.priority, item.project_id, item.tags, item.parent_id])
+    return hashlib.sha256(rest + params).hexdigest()[:32]
+
+
+def _answers(groups: Sequence[Sequence[NewTask]], replies: Sequence[list[Any]]) -> list[list[Any]]:
+    return [_as_accepted(group, reply) for group, reply in zip(groups, replies, strict=True)]
+
+
+def _as_accepted(group: Sequence[NewTask], reply: list[Any]) -> list[Any]:
+    if reply[0] == b"exists":
+        return [b"ok", *([item.id.encode(), 1] for item in group)]
+    return reply
+
+
+def _refusal(reply: list[Any]) -> Exception:
+    kind, value = reply[0], reply[1].decode()
+    if kind == b"full":
+        return QueueFull(f"queue {value!r} is full; nothing was enqueued", retry_after_s=QUEUE_FULL_RETRY_S)
+    if kind == b"conflict":
+        return Conflict(f"idempotency key {value!r} was used for another request")
+    return Conflict(f"task {value} is cancelled and starts no more children")
+
+
+def _not_found(task_id: str) -> NotFound:
+    return NotFound(f"no task {task_id}")
+
+
+def _index_for(wanted: Filter, user_id: str | None) -> tuple[str, list[tuple[str, str]]]:
+    """The narrowest index, and what is left to filter by."""
+    pairs = [
+        (name, value) for name in ("status", "queue", "task", "project_id", "tag") if (value := getattr(wanted, name))
+    ]
+    if user_id is None:
+        return keys.ALL_TASKS, pairs
+    if wanted.tag:
+        return keys.tasks_of_tag(user_id, wanted.tag), [pair for pair in pairs if pair[0] != "tag"]
+    if wanted.project_id:
+        return keys.tasks_of_project(user_id, wanted.project_id), [pair for pair in pairs if pair[0] != "project_id"]
+    return keys.tasks_of_user(user_id), pairs
+
+
+def _result_of(result: bytes) -> Any:
+    return from_json(result)["r"]
+
+
+def _stock_record(task_id: str, queue: str, payload: bytes, result: bytes, score: bytes) -> TaskRecord:
+    """A task that only arq's own keys know."""
+    fields: dict[str, str] = {"queue": queue or keys.DEFAULT_QUEUE, "user_id": "arq", "status": Status.PENDING}
+    if result:
+        done = _decoded(
+            result, {"f": "?", "r": "the result is not JSON", "s": False, "t": 0, "st": 0, "ft": 0, "et": 0}
+        )
+        error = done["r"] if isinstance(done["r"], dict) else {"message": str(done["r"])}
+        info = ErrorInfo(str(error.get("type", "Error")), str(error.get("message", "")), False, {})
+        fields |= {
+            "status": Status.SUCCESS if done["s"] else Status.FAILURE,
+            "error": "" if done["s"] else info.to_json().decode(),
+            "started_at": str(done["st"]),
+            "finished_at": str(done["ft"]),
+            "attempt": str(done["t"]),
+        }
+    else:
+        done = _decoded(payload, {"f": "?", "et": 0})
+    fields |= {"task": str(done["f"]), "enqueued_at": str(done["et"])}
+    record = record_of(task_id, fields)
+    return replace(record, due_at=moment(score.decode())) if score else record
+
+
+def _decoded(data: bytes, otherwise: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(from_json(data))
+    except (ValueError, TypeError):
+        return otherwise

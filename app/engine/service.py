@@ -1,0 +1,146 @@
+"""The engine as one object: what the API, the CLI and the worker hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.engine.dead_letters import DeadLetters
+from app.engine.events import EventLog
+from app.engine.heartbeat import alive_workers
+from app.engine.lane import LaneSettings
+from app.engine.listeners import EventHub
+from app.engine.queue import TaskQueue
+from app.engine.queues import Queues
+from app.engine.registry import Catalogue
+from app.engine.supervise import supervise
+from app.engine.tickets import Tickets
+from app.engine.worker import WAIT_S, Worker
+from app.errors import SettingsError
+from app.settings import Settings
+from app.store.connection import COMMAND_TIMEOUT_S, connect
+from app.store.embedded import shared_server
+from app.store.scripts import Scripts
+
+SWEEP_LIMIT = 500
+
+
+class Engine:
+    """Everything that can be done with tasks, bound to one Redis."""
+
+    def __init__(
+        self, url: str, redis: Redis, settings: Settings, catalogue: Catalogue, lanes: Mapping[str, LaneSettings]
+    ) -> None:
+        self.url = url
+        self.redis = redis
+        self.settings = settings
+        self.catalogue = catalogue
+        self.lanes = lanes
+        self.scripts = Scripts(redis, idempotency_ttl_s=settings.idempotency_ttl_s)
+        self.tasks = TaskQueue(
+            self.scripts, catalogue, max_depth=settings.queue_max_depth, result_ttl_s=settings.result_ttl_s
+        )
+        self.events = EventLog(redis)
+        self.hub = EventHub(redis, self.events)
+        self.queues = Queues(self.scripts, lanes)
+        self.dead_letters = DeadLetters(self.scripts)
+        self.tickets = Tickets(redis)
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """The heartbeats of the workers that live."""
+        return await alive_workers(self.redis)
+
+    async def sweep(self) -> tuple[int, int]:
+        """Forget tasks and dead letters whose time is over. Returns how many of each."""
+        dead_ttl_ms = int(self.settings.dead_letter_ttl_s * 1000)
+        tasks = dead = 0
+        while True:
+            swept_tasks, swept_dead = await self.scripts.sweep(SWEEP_LIMIT, dead_ttl_ms)
+            tasks, dead = tasks + swept_tasks, dead + swept_dead
+            if max(swept_tasks, swept_dead) < SWEEP_LIMIT:
+                return tasks, dead
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[Worker]:
+        """A worker of the lanes that the settings choose. It runs inside the block and drains at its end."""
+        waiting = connect(self.url, command_timeout_s=WAIT_S + COMMAND_TIMEOUT_S, max_connections=1)
+        settings = self.settings
+        worker = Worker(
+            url=self.url,
+            scripts=self.scripts,
+            waiting=waiting,
+            queue=self.tasks,
+            lanes=chosen_lanes(self.lanes, settings.queues),
+            concurrency=settings.concurrency,
+            lease_s=settings.lease_s,
+            result_ttl_s=settings.result_ttl_s,
+            unknown_task_ttl_s=settings.unknown_task_ttl_s,
+            cpu_threads=settings.cpu_threads,
+        )
+        try:
+            await worker.run()
+            try:
+                yield worker
+            finally:
+                await worker.drain(settings.shutdown_grace_s)
+        finally:
+            await waiting.aclose()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[EventHub]:
+        """Keep the event subscription going inside the block."""
+        task = asyncio.create_task(supervise("events", self.hub.run))
+        try:
+            yield self.hub
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def chosen_lanes(
+    lanes: Mapping[str, LaneSettings], chosen: tuple[tuple[str, int | None], ...]
+) -> dict[str, LaneSettings]:
+    """The lanes that `NIGHTSHIFT_QUEUES` names, with its concurrencies; all where it names none.
+
+    Raises `SettingsError` for a queue that has no lane.
+    """
+    if not chosen:
+        return dict(lanes)
+    picked = {}
+    for name, concurrency in chosen:
+        if name not in lanes:
+            raise SettingsError(f"NIGHTSHIFT_QUEUES names {name!r}: expected one of {', '.join(sorted(lanes))}")
+        lane = lanes[name]
+        picked[name] = LaneSettings(concurrency or lane.concurrency, lane.prefetch)
+    return picked
+
+
+@asynccontextmanager
+async def open_engine(
+    settings: Settings, catalogue: Catalogue, lanes: Mapping[str, LaneSettings]
+) -> AsyncIterator[Engine]:
+    """Connect to Redis, or to the embedded server where none is configured, for the length of the block."""
+    if settings.redis_url is not None:
+        async with _connected(settings.redis_url.get_secret_value(), settings, catalogue, lanes) as engine:
+            yield engine
+    else:
+        async with (
+            shared_server(settings.data_dir) as url,
+            _connected(url, settings, catalogue, lanes) as engine,
+        ):
+            yield engine
+
+
+@asynccontextmanager
+async def _connected(
+    url: str, settings: Settings, catalogue: Catalogue, lanes: Mapping[str, LaneSettings]
+) -> AsyncIterator[Engine]:
+    redis = connect(url)
+    try:
+        yield Engine(url, redis, settings, catalogue, lanes)
+    finally:
+        await redis.aclose()

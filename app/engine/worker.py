@@ -1,0 +1,288 @@
+"""A worker: lanes, one claim loop for all of them, a waiter, a heartbeat, and an orderly end.
+
+- The *claim loop* asks for work whenever a lane with room has reason to expect some, and for all lanes at least once a
+  second and whenever the next known task comes due. One script call serves all lanes.
+- The *waiter* holds the one blocking connection of the process. Whoever enqueues a task for a queue on which this
+  worker sleeps writes the queue's name there; who cancels a running task, `!` and its id.
+- The *heartbeat* writes the worker's record once a second and sees the abort marks of arq's own clients.
+
+Each runs under `supervise`: an error is logged and counted, and the service begins again after a short pause. Draining:
+claim nothing new, hand back what has not begun, give what runs its grace, hand back the rest; none of it costs a task a
+try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from loguru import logger
+from redis.asyncio import Redis
+
+from app.engine.attempt import Claim
+from app.engine.commit import Committer
+from app.engine.heartbeat import Pulse
+from app.engine.job import fields_of
+from app.engine.lane import Lane, LaneSettings, Workshop
+from app.engine.leases import Lease, LeaseKeeper
+from app.engine.queue import Submission, TaskQueue
+from app.engine.supervise import supervise
+from app.store import keys
+from app.store.connection import connect_sync
+from app.store.scripts import Emit, Scripts
+from app.telemetry import metrics
+
+SLOW_POLL_S = 1.0
+"""The longest that a task can wait whose wake-up was lost."""
+WAIT_S = 5
+"""How long the waiter blocks at a time."""
+HEARTBEAT_S = 1.0
+HEARTBEAT_TTL_S = 10.0
+LAST_CLAIM_S = 12.0
+"""How long a worker that drains waits for the reply of its last claim; longer than a command may take."""
+
+
+class Worker:
+    """Runs lanes until drained. `lanes` maps queues to their settings; `concurrency` bounds the sum of what runs."""
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        scripts: Scripts,
+        waiting: Redis,
+        queue: TaskQueue,
+        lanes: Mapping[str, LaneSettings],
+        concurrency: int | None,
+        lease_s: float,
+        result_ttl_s: float,
+        unknown_task_ttl_s: float,
+        cpu_threads: int,
+    ) -> None:
+        self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.executor = ThreadPoolExecutor(cpu_threads, thread_name_prefix="cpu")
+        self._scripts = scripts
+        self._waiting = waiting
+        self._queue = queue
+        self._concurrency = concurrency
+        self._lease_ms = int(lease_s * 1000)
+        self._keeper = LeaseKeeper(
+            lambda: connect_sync(url), lease_s=lease_s, on_lost=self._on_lost, on_cancelled=self._on_cancelled
+        )
+        self._committer = Committer(scripts)
+        workshop = Workshop(
+            catalogue=queue.catalogue,
+            committer=self._committer,
+            keeper=self._keeper,
+            services=self,
+            result_ttl_ms=int(result_ttl_s * 1000),
+            unknown_task_ttl_s=unknown_task_ttl_s,
+        )
+        self.lanes = {name: Lane(name, lane, workshop, self._on_slot_free) for name, lane in lanes.items()}
+        self._news = asyncio.Event()
+        self._look_at_all = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._services: list[asyncio.Task[None]] = []
+        self._turn = 0
+
+    # What contexts are lent.
+
+    def emit(self, item: Emit) -> Awaitable[int]:
+        """Append an event of an attempt."""
+        metrics.EVENTS_EMITTED.labels(item.channel.partition(":")[0].replace(".", "task") or "all").inc()
+        return self._committer.emit(item)
+
+    async def start(self, submission: Submission, user_id: str, correlation_id: str | None) -> str:
+        """Enqueue a child task; its id."""
+        return (await self._queue.enqueue(submission, user_id=user_id, correlation_id=correlation_id)).task_id
+
+    # Life.
+
+    async def run(self) -> None:
+        """Begin to work; returns at once."""
+        self._keeper.start()
+        for name, service in (("claims", self._claims), ("waiter", self._wait), ("heartbeat", self._beat)):
+            self._services.append(asyncio.create_task(supervise(name, service), name=name))
+        logger.info("worker {} runs {}", self.worker_id, self._describe())
+
+    async def run_until_empty(self) -> None:
+        """Work until the queues are empty and nothing runs (arq's burst mode). Paused queues do not count."""
+        while True:
+            stats = await self._scripts.queue_stats(list(self.lanes))
+            left = sum(row[1] + row[2] + row[3] + row[4] for row in stats if not row[8])
+            if not left and all(lane.idle for lane in self.lanes.values()):
+                return
+            await asyncio.sleep(0.05)
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop: claim nothing new, wait up to `grace_s` for what runs, hand back the rest, and write all ends."""
+        self._draining = True
+        logger.info("worker {} drains: {} running, grace {:.0f} s", self.worker_id, self._running(), grace_s)
+        await self._finish_claiming()
+        for lane in self.lanes.values():
+            lane.hand_back_ahead()
+        joined = asyncio.gather(*(lane.join() for lane in self.lanes.values()))
+        try:
+            await asyncio.wait_for(asyncio.shield(joined), grace_s)
+        except TimeoutError:
+            for lane in self.lanes.values():
+                lane.hand_back_running()
+            await joined
+        await self._committer.drain()
+        await self._leave()
+
+    async def _finish_claiming(self) -> None:
+        # Not cancelled: a claim that is under way has taken tasks by the time its reply comes. They are handed back
+        # with the rest; without the reply they would stand there until their lease ends, and lose a try.
+        self._news.set()
+        claims = {service for service in self._services if service.get_name() == "claims"}
+        if claims:
+            await asyncio.wait(claims, timeout=LAST_CLAIM_S)
+        await self._stop_service("claims")
+
+    async def _leave(self) -> None:
+        for name in ("waiter", "heartbeat"):
+            await self._stop_service(name)
+        await asyncio.to_thread(self._keeper.stop)
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        await self._scripts.leave(self.worker_id, list(self.lanes))
+        logger.info("worker {} has stopped", self.worker_id)
+
+    async def _stop_service(self, name: str) -> None:
+        for service in self._services:
+            if service.get_name() == name:
+                service.cancel()
+                await asyncio.wait({service})
+
+    # Claiming.
+
+    async def _claims(self) -> None:
+        self._tick()
+        while not self._draining:
+            await self._news.wait()
+            self._news.clear()
+            wants = self._wants()
+            if wants:
+                await self._claim(wants)
+
+    def _wants(self) -> list[tuple[str, int]]:
+        """Which lanes to ask for, beginning with another one each time, so that a bound on the process is shared
+        fairly."""
+        if self._look_at_all:
+            self._arm(SLOW_POLL_S)
+        lanes = [lane for lane in self.lanes.values() if self._look_at_all or lane.backlog]
+        self._look_at_all = False
+        self._turn += 1
+        shift = self._turn % len(lanes) if lanes else 0
+        wants = ((lane.queue, lane.want()) for lane in lanes[shift:] + lanes[:shift])
+        return [(queue, want) for queue, want in wants if want > 0] if self._budget() > 0 else []
+
+    def _budget(self) -> int:
+        if self._concurrency is None:
+            return 1_000_000
+        return self._concurrency - sum(lane.held for lane in self.lanes.values())
+
+    async def _claim(self, wants: list[tuple[str, int]]) -> None:
+        for queue, _ in wants:
+            # Before the call, not after it: a wake-up that comes while it is under way must stand.
+            self.lanes[queue].backlog = False
+        now_ms, soonest_ms, rows = await self._scripts.claim(self.worker_id, self._lease_ms, self._budget(), wants)
+        counts = dict.fromkeys((queue for queue, _ in wants), 0)
+        for row in rows:
+            claim = _claim_of(row, now_ms)
+            counts[claim.queue] += 1
+            _observe_wait(claim)
+            self.lanes[claim.queue].take(claim)
+        for queue, want in wants:
+            self.lanes[queue].backlog |= counts[queue] >= want
+            metrics.CLAIM_SIZE.labels(queue).observe(counts[queue])
+        if any(lane.backlog and lane.want() > 0 for lane in self.lanes.values()):
+            self._news.set()
+        if soonest_ms >= 0:
+            self._arm((soonest_ms - now_ms) / 1000)
+
+    def _arm(self, delay_s: float) -> None:
+        """Look at all lanes in `delay_s` seconds, or earlier if that was planned."""
+        loop = asyncio.get_running_loop()
+        when = loop.time() + max(delay_s, 0.001)
+        if self._timer is not None and not self._timer.cancelled() and loop.time() < self._timer.when() <= when:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        self._look_at_all = True
+        self._news.set()
+
+    def _on_slot_free(self) -> None:
+        if any(lane.backlog for lane in self.lanes.values()):
+            self._news.set()
+
+    # Being told.
+
+    async def _wait(self) -> None:
+        key = keys.wake(self.worker_id)
+        while True:
+            message = await self._waiting.execute_command("BLPOP", key, WAIT_S)
+            if message is not None:
+                self._hear(message[1].decode())
+
+    def _hear(self, message: str) -> None:
+        if message.startswith("!"):
+            for lane in self.lanes.values():
+                lane.cancel(message[1:])
+        elif message in self.lanes:
+            self.lanes[message].backlog = True
+            self._news.set()
+
+    def _on_lost(self, lease: Lease) -> None:
+        self.lanes[lease.queue].lose(lease.task_id)
+
+    def _on_cancelled(self, lease: Lease) -> None:
+        self.lanes[lease.queue].cancel(lease.task_id)
+
+    # Heartbeat.
+
+    async def _beat(self) -> None:
+        pulse = Pulse(self.worker_id)
+        while True:
+            record = pulse.record(
+                lanes={
+                    name: {"concurrency": lane.settings.concurrency, "running": lane.running}
+                    for name, lane in self.lanes.items()
+                },
+                running=self._running(),
+                capacity=self._capacity(),
+                loop_lag_s=self._keeper.loop_lag_s,
+            )
+            aborted = await self._scripts.heartbeat(self.worker_id, record, int(HEARTBEAT_TTL_S * 1000))
+            if aborted:
+                await self._queue.abort([task_id.decode() for task_id in aborted])
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _running(self) -> int:
+        return sum(lane.running for lane in self.lanes.values())
+
+    def _capacity(self) -> int:
+        total = sum(lane.settings.concurrency for lane in self.lanes.values())
+        return min(total, self._concurrency or total)
+
+    def _describe(self) -> str:
+        return ", ".join(f"{name}:{lane.settings.concurrency}" for name, lane in self.lanes.items())
+
+
+def _claim_of(row: list[Any], now_ms: int) -> Claim:
+    task_id, queue, payload, token, attempt, lost, fields = row
+    return Claim(task_id.decode(), queue.decode(), payload, token, attempt, bool(lost), now_ms, fields_of(fields))
+
+
+def _observe_wait(claim: Claim) -> None:
+    due_ms = int(claim.fields.get("due_at") or claim.fields["enqueued_at"])
+    metrics.QUEUE_WAIT_S.labels(claim.queue).observe(max(0, claim.started_ms - due_ms) / 1000)

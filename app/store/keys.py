@@ -1,0 +1,149 @@
+"""Every key that Nightshift writes, and the only place where one is spelled.
+
+`arq:*` keys are arq 0.28's own, byte for byte, so that its clients, workers and tools keep working. `ns:*` keys are
+ours. The Lua scripts receive `PREFIXES` as the table `K` (see `store/scripts.py`); a name in it is the key up to its
+id.
+
+| key | type | holds |
+|---|---|---|
+| `arq:queue`, `arq:queue:<queue>` | zset | unfinished tasks of a queue; score: when to look at it next (Unix ms) |
+| `arq:job:<id>` | string | the payload |
+| `arq:in-progress:<id>` | string | the fencing token of the lease; expires with it |
+| `arq:retry:<id>` | string | how many attempts have begun |
+| `arq:result:<id>` | string | the result |
+| `arq:abort` | zset | ids that arq clients want aborted |
+| `ns:task:<id>` | hash | everything else of a task |
+| `ns:children:<id>` | set | ids of the tasks that a task started |
+| `ns:events:<channel>` | stream | events of a channel; the pub/sub channel of the same name carries them live |
+| `ns:tasks`, `ns:tasks:<index>` | zset | ids by time of enqueue, as `<ms>:<id>`, all scores 0 |
+| `ns:finished` | zset | finished ids; score: when to forget them (Unix ms) |
+| `ns:dead`, `ns:dead:<user>` | zset | ids of dead letters, as `<ms>:<id>`, all scores 0 |
+| `ns:dead-letter:<id>` | hash | a dead letter |
+| `ns:idempotency:<user>:<key>` | string | `<fingerprint> <id>` of the task made under the key |
+| `ns:sleepers:<queue>` | zset | workers with room that wait for the queue; score: since when |
+| `ns:wake:<worker>` | list | what a worker should look at: queue names, `!<id>` for a cancelled task |
+| `ns:promote:<queue>` | zset | delayed tasks with a priority; score: when it takes effect |
+| `ns:counts:<queue>` | hash | `running`, `waiting`, `dead`, and `finished:<minute>` |
+| `ns:paused` | set | paused queues |
+| `ns:queues` | set | queues that ever held a task |
+| `ns:workers`, `ns:worker:<id>` | zset, string | heartbeats |
+| `ns:ticket:<digest>` | string | a single-use WebSocket ticket |
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DEFAULT_QUEUE: Final = "default"
+
+QUEUE: Final = "arq:queue"
+HOST_QUEUE: Final = "arq:host"
+"""The queue of the stock worker that hosts the lanes; only its cron entries pass through it."""
+
+PREFIXES: Final[dict[str, str]] = {
+    "queue": QUEUE,
+    "job": "arq:job:",
+    "in_progress": "arq:in-progress:",
+    "retry": "arq:retry:",
+    "result": "arq:result:",
+    "abort": "arq:abort",
+    "task": "ns:task:",
+    "children": "ns:children:",
+    "events": "ns:events:",
+    "tasks": "ns:tasks",
+    "finished": "ns:finished",
+    "dead": "ns:dead",
+    "dead_letter": "ns:dead-letter:",
+    "idempotency": "ns:idempotency:",
+    "sleepers": "ns:sleepers:",
+    "wake": "ns:wake:",
+    "promote": "ns:promote:",
+    "counts": "ns:counts:",
+    "paused": "ns:paused",
+    "queues": "ns:queues",
+    "workers": "ns:workers",
+    "worker": "ns:worker:",
+    "ticket": "ns:ticket:",
+}
+
+ABORT: Final = PREFIXES["abort"]
+PAUSED: Final = PREFIXES["paused"]
+QUEUES: Final = PREFIXES["queues"]
+WORKERS: Final = PREFIXES["workers"]
+ALL_TASKS: Final = PREFIXES["tasks"]
+ALL_DEAD: Final = PREFIXES["dead"]
+
+
+def queue(name: str) -> str:
+    """The sorted set of a queue. `default` is the queue that arq's clients use when they name none."""
+    return QUEUE if name == DEFAULT_QUEUE else f"{QUEUE}:{name}"
+
+
+def task(task_id: str) -> str:
+    """The record of a task."""
+    return PREFIXES["task"] + task_id
+
+
+def job(task_id: str) -> str:
+    """The payload of a task."""
+    return PREFIXES["job"] + task_id
+
+
+def result(task_id: str) -> str:
+    """The result of a task, in arq's format."""
+    return PREFIXES["result"] + task_id
+
+
+def events(channel: str) -> str:
+    """The stream of a channel, and the pub/sub channel of its live events."""
+    return PREFIXES["events"] + channel
+
+
+def wake(worker_id: str) -> str:
+    """What a worker should look at."""
+    return PREFIXES["wake"] + worker_id
+
+
+def sleepers(name: str) -> str:
+    """Workers that wait for a queue."""
+    return PREFIXES["sleepers"] + name
+
+
+def worker(worker_id: str) -> str:
+    """The heartbeat of a worker."""
+    return PREFIXES["worker"] + worker_id
+
+
+def tasks_of_user(user_id: str) -> str:
+    """Index of a user's tasks."""
+    return f"{ALL_TASKS}:user:{user_id}"
+
+
+def tasks_of_project(user_id: str, project_id: str) -> str:
+    """Index of a user's tasks in a project."""
+    return f"{ALL_TASKS}:project:{pair(user_id, project_id)}"
+
+
+def tasks_of_tag(user_id: str, tag: str) -> str:
+    """Index of a user's tasks with a tag."""
+    return f"{ALL_TASKS}:tag:{pair(user_id, tag)}"
+
+
+def dead_of_user(user_id: str) -> str:
+    """Index of a user's dead letters."""
+    return f"{ALL_DEAD}:{user_id}"
+
+
+def dead_letter(task_id: str) -> str:
+    """A dead letter."""
+    return PREFIXES["dead_letter"] + task_id
+
+
+def ticket(digest: str) -> str:
+    """A WebSocket ticket, by the SHA-256 of its value."""
+    return PREFIXES["ticket"] + digest
+
+
+def pair(first: str, second: str) -> str:
+    """Two names that may contain any character, joined so that no other two names give the same text."""
+    return f"{len(first.encode())}:{first}:{second}"

@@ -1,0 +1,128 @@
+-- Accepts tasks: record, payload, queue, indices, the event task_queued and the wake-up, in one step.
+--
+-- Tasks come in groups; a group is accepted as a whole or not at all, and groups do not affect each other. Several
+-- requests that are ready at once share one call this way.
+--
+-- KEYS: none
+-- ARGV: max_depth, then for each group: number of tasks, then for each task 15 values:
+--   id, task, queue, payload, at (Unix ms, or '' for now), delay_ms, priority, user, project, parent, root, tags
+--   (joined by a newline), idempotency key, fingerprint of the request, extra fields (flat JSON array of names and values)
+-- returns: for each group {'ok', {id, 0 or 1 (created)} ...}, {'full', queue}, {'conflict', idempotency key},
+--   {'cancelled', parent}, or {'exists', id}
+local FIELDS = 15
+local time = now()
+local max_depth = tonumber(ARGV[1])
+local idempotency_ttl = L.idempotency_ttl_ms
+
+-- Looks at one task of a group. Returns an error reply, or the id of the task that its key already made.
+local function check(at, depth)
+  local id, queue, user, parent, key = ARGV[at], ARGV[at + 2], ARGV[at + 7], ARGV[at + 9], ARGV[at + 12]
+  if key ~= '' then
+    local made = redis.call('GET', K.idempotency .. pair(user, key))
+    if made then
+      local fingerprint, old = string.match(made, '^(%S+) (.+)$')
+      if fingerprint ~= ARGV[at + 13] then return { 'conflict', key } end
+      return nil, old
+    end
+  end
+  if redis.call('EXISTS', K.task .. id, K.job .. id, K.result .. id) > 0 then return { 'exists', id } end
+  if parent ~= '' then
+    local state = redis.call('HMGET', K.task .. parent, 'cancel', 'status')
+    if state[1] or state[2] == 'CANCELLED' then return { 'cancelled', parent } end
+  end
+  depth[queue] = (depth[queue] or redis.call('ZCARD', queue_key(queue))) + 1
+  if depth[queue] > max_depth then return { 'full', queue } end
+end
+
+local function write_record(at, id)
+  local fields = { 'status', 'PENDING', 'task', ARGV[at + 1], 'queue', ARGV[at + 2], 'user_id', ARGV[at + 7],
+    'enqueued_at', time, 'attempt', 0 }
+  for offset, name in pairs({ [6] = 'priority', [8] = 'project_id', [9] = 'parent_id', [10] = 'root_id', [11] = 'tags' }) do
+    local value = ARGV[at + offset]
+    if value ~= '' and value ~= '0' then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
+  end
+  if ARGV[at + 14] ~= '' then
+    for _, value in ipairs(cjson.decode(ARGV[at + 14])) do fields[#fields + 1] = value end
+  end
+  redis.call('HSET', K.task .. id, unpack(fields))
+end
+
+local function write_indices(at, id)
+  local member = string.format('%.0f', time) .. ':' .. id
+  local user, project, parent, tags = ARGV[at + 7], ARGV[at + 8], ARGV[at + 9], ARGV[at + 11]
+  redis.call('ZADD', K.tasks, 0, member)
+  redis.call('ZADD', K.tasks .. ':user:' .. user, 0, member)
+  if project ~= '' then redis.call('ZADD', K.tasks .. ':project:' .. pair(user, project), 0, member) end
+  for tag in string.gmatch(tags, '[^\n]+') do redis.call('ZADD', K.tasks .. ':tag:' .. pair(user, tag), 0, member) end
+  if parent ~= '' then redis.call('SADD', K.children .. parent, id) end
+end
+
+local function write_schedule(at, id, ready)
+  local queue, priority = ARGV[at + 2], ARGV[at + 6]
+  local due = tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
+  if due <= time then
+    redis.call('ZADD', queue_key(queue), ready_score(time, priority), id)
+    ready[queue] = true
+  else
+    redis.call('ZADD', queue_key(queue), due, id)
+    redis.call('HSET', K.task .. id, 'due_at', due)
+    if priority ~= '0' then redis.call('ZADD', K.promote .. queue, due, id) end
+    -- A sleeper knows when the next task is due that it saw; an earlier one must be told.
+    local first = redis.call('ZRANGEBYSCORE', queue_key(queue), '(' .. string.format('%.0f', time), '+inf', 'LIMIT', 0, 1)
+    if first[1] == id then ready[queue] = true end
+  end
+end
+
+local function write(at, ready)
+  local id, user, key = ARGV[at], ARGV[at + 7], ARGV[at + 12]
+  write_record(at, id)
+  redis.call('SET', K.job .. id, ARGV[at + 3])
+  write_indices(at, id)
+  write_schedule(at, id, ready)
+  if key ~= '' then
+    redis.call('SET', K.idempotency .. pair(user, key), ARGV[at + 13] .. ' ' .. id, 'PX', idempotency_ttl)
+  end
+  emit(channels_of(id, user, ARGV[at + 8]), 'task_queued', id,
+    '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}')
+end
+
+-- Two tasks of one group under one new key: the second is the first again.
+local function twin(at, first_at)
+  local key, user = ARGV[at + 12], ARGV[at + 7]
+  local other = key ~= '' and first_at[pair(user, key)]
+  if not other then
+    if key ~= '' then first_at[pair(user, key)] = at end
+    return nil
+  end
+  if ARGV[other + 13] ~= ARGV[at + 13] then return { 'conflict', key } end
+  return nil, ARGV[other]
+end
+
+local function accept(first, count, ready)
+  local depth, first_at, reply, fresh = {}, {}, { 'ok' }, {}
+  for n = 0, count - 1 do
+    local at = first + n * FIELDS
+    local refusal, old = twin(at, first_at)
+    if not refusal and not old then refusal, old = check(at, depth) end
+    if refusal then return refusal end
+    reply[n + 2] = { old or ARGV[at], old and 0 or 1 }
+    if not old then fresh[#fresh + 1] = at end
+  end
+  for _, at in ipairs(fresh) do write(at, ready) end
+  return reply
+end
+
+local replies, ready, at = {}, {}, 2
+while ARGV[at] do
+  local count = tonumber(ARGV[at])
+  replies[#replies + 1] = accept(at + 1, count, ready)
+  at = at + 1 + count * FIELDS
+end
+for queue in pairs(ready) do
+  redis.call('SADD', K.queues, queue)
+  wake(queue, time)
+end
+return replies

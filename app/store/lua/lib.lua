@@ -1,0 +1,109 @@
+-- Shared by every script: it is put before each of them, after the table K of key prefixes and the limits L.
+--
+-- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
+-- ARGV: none
+-- returns: nothing; defines now, iso, pair, queue_key, ready_score, channels_of, emit, wake, settle, adopt, cancel_unstarted
+
+-- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- RFC 3339 in UTC. Days to date after Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+local function iso(ms)
+  local seconds = math.floor(ms / 1000)
+  local days = math.floor(seconds / 86400)
+  local rest = seconds - days * 86400
+  local z = days + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local day = doy - math.floor((153 * mp + 2) / 5) + 1
+  local month = mp < 10 and mp + 3 or mp - 9
+  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day,
+    math.floor(rest / 3600), math.floor(rest % 3600 / 60), rest % 60, ms % 1000)
+end
+
+-- Two names that may contain any character, joined as keys.pair does.
+local function pair(first, second)
+  return #first .. ':' .. first .. ':' .. second
+end
+
+local function queue_key(queue)
+  if queue == 'default' then return K.queue end
+  return K.queue .. ':' .. queue
+end
+
+-- A ready task's score is the time it became due. One of a higher priority stands L.priority_ms further back, which is
+-- longer than any backlog is old, so it is read first; within a priority the order stays that of time.
+local function ready_score(due, priority)
+  return due - (tonumber(priority) or 0) * L.priority_ms
+end
+
+-- The streams that a task's own events go to.
+local function channels_of(id, user, project)
+  local channels = { K.events .. 'task:' .. id, K.events .. 'user:' .. user }
+  if project and project ~= '' then channels[3] = K.events .. 'project:' .. pair(user, project) end
+  return channels
+end
+
+-- Appends an event to each stream and publishes it there. The stream id carries the server's time. The stream of a task is
+-- deleted with the task; the others expire when nothing was appended for L.channel_ttl_ms.
+local function emit(channels, kind, id, payload)
+  for _, channel in ipairs(channels) do
+    local entry = redis.call('XADD', channel, 'MAXLEN', '~', L.channel_length, '*', 't', kind, 'i', id, 'p', payload)
+    redis.call('PUBLISH', channel, entry .. ' ' .. kind .. ' ' .. id .. ' ' .. payload)
+    if channel ~= K.events .. 'task:' .. id then redis.call('PEXPIRE', channel, L.channel_ttl_ms) end
+  end
+end
+
+-- Wakes the worker that went to sleep last on the queue, if any sleeps. One task wakes one sleeper; a worker that fills up
+-- and leaves tasks ready wakes the next. One that has not renewed its place for L.sleeper_ms is dead.
+local function wake(queue, time)
+  local sleeper = redis.call('ZPOPMAX', K.sleepers .. queue)
+  while sleeper[1] and tonumber(sleeper[2]) < time - L.sleeper_ms do
+    sleeper = redis.call('ZPOPMAX', K.sleepers .. queue)
+  end
+  if sleeper[1] then
+    redis.call('RPUSH', K.wake .. sleeper[1], queue)
+    redis.call('PEXPIRE', K.wake .. sleeper[1], L.sleeper_ms)
+  end
+end
+
+-- What every end of a task does to its keys: out of the queue, result stored, kept until `ttl` ms from now.
+local function settle(id, queue, status, result, ttl, time)
+  redis.call('ZREM', queue_key(queue), id)
+  redis.call('SET', K.result .. id, result, 'PX', ttl)
+  redis.call('ZADD', K.finished, time + ttl, id)
+  redis.call('HSET', K.task .. id, 'status', status, 'finished_at', time)
+end
+
+-- A task that a stock arq client enqueued gets its record.
+local function adopt(id, queue, payload, time)
+  local decoded, job = pcall(cjson.decode, payload or '')
+  if not decoded or type(job) ~= 'table' then job = {} end
+  local enqueued_at = tonumber(job.et) or time
+  redis.call('HSET', K.task .. id, 'status', 'PENDING', 'task', type(job.f) == 'string' and job.f or '?', 'queue', queue,
+    'user_id', 'arq', 'enqueued_at', enqueued_at, 'attempt', redis.call('GET', K.retry .. id) or 0)
+  local member = string.format('%.0f', enqueued_at) .. ':' .. id
+  redis.call('ZADD', K.tasks, 0, member)
+  redis.call('ZADD', K.tasks .. ':user:arq', 0, member)
+  if payload then redis.call('PERSIST', K.job .. id) end
+end
+
+-- Ends a task that no worker holds, for a reason that needs no worker: CANCELLED. arq's clients read the result.
+local function cancel_unstarted(id, queue, time, ttl)
+  local record = redis.call('HMGET', K.task .. id, 'task', 'user_id', 'project_id', 'enqueued_at', 'attempt', 'status')
+  local error = '{"type":"TaskCancelled","message":"cancelled","retryable":false}'
+  settle(id, queue, 'CANCELLED', '{"t":' .. record[5] .. ',"f":' .. cjson.encode(record[1]) .. ',"a":[],"k":{},"et":'
+    .. record[4] .. ',"s":false,"r":' .. error .. ',"st":' .. string.format('%.0f', time) .. ',"ft":'
+    .. string.format('%.0f', time) .. ',"q":' .. cjson.encode(queue_key(queue)) .. ',"id":' .. cjson.encode(id) .. '}', ttl, time)
+  redis.call('HSET', K.task .. id, 'error', error)
+  redis.call('DEL', K.retry .. id)
+  if record[6] == 'WAITING' then redis.call('HINCRBY', K.counts .. queue, 'waiting', -1) end
+  emit(channels_of(id, record[2], record[3]), 'task_cancelled', id, '{}')
+end

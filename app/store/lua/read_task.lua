@@ -1,0 +1,25 @@
+-- Reads a task: its record, or, where a stock arq client enqueued or a stock worker finished it, what arq's keys say.
+--
+-- KEYS: none
+-- ARGV: id, with_result (1 or 0)
+-- returns: {record fields, result or '', payload or '', score or '', queue found or ''}; an empty record and no payload and
+--   no result: no such task
+local id = ARGV[1]
+local record = redis.call('HGETALL', K.task .. id)
+local fields = {}
+for at = 1, #record, 2 do fields[record[at]] = record[at + 1] end
+local result, payload, score, queue = '', '', '', fields.queue or ''
+local stock = not fields.status or fields.status == 'PENDING' or fields.status == 'RETRY'
+if ARGV[2] == '1' or stock then result = redis.call('GET', K.result .. id) or '' end
+if not fields.status then
+  payload = redis.call('GET', K.job .. id) or ''
+  local queues = payload ~= '' and redis.call('SMEMBERS', K.queues) or {}
+  queues[#queues + 1] = 'default'
+  for _, name in ipairs(queues) do
+    local found = redis.call('ZSCORE', queue_key(name), id)
+    if found then score, queue = found, name end
+  end
+elseif stock then
+  score = redis.call('ZSCORE', queue_key(queue), id) or ''
+end
+return { record, result, payload, score, queue }

@@ -1,0 +1,56 @@
+-- Ends attempts that are to run again: a retry after its backoff, or a task that is handed back.
+--
+-- KEYS: none
+-- ARGV: for each task 9 values: id, token, queue, status (RETRY or PENDING), delay_ms, cost (1: the attempt counts, 0: it
+--   does not), error (JSON or ''), event type, event payload (a JSON object; next_attempt_at is added)
+-- returns: for each task 1, or 0 when the token is stale and nothing was changed
+local FIELDS = 9
+local time = now()
+local running = {}
+local ready = {}
+
+local function next_attempt(payload, due)
+  local body = string.sub(payload, 1, -2)
+  return body .. (body == '{' and '' or ',') .. '"next_attempt_at":"' .. iso(due) .. '"}'
+end
+
+-- The errors of earlier attempts, as the inside of a JSON array; a dead letter shows them.
+local function remember(key, attempt, error)
+  local history = redis.call('HGET', key, 'history')
+  redis.call('HSET', key, 'history', (history and history .. ',' or '')
+    .. '{"attempt":' .. attempt .. ',"at":"' .. iso(time) .. '","error":' .. error .. '}')
+end
+
+local function place(id, queue, due, priority)
+  if due <= time then
+    redis.call('ZADD', queue_key(queue), ready_score(time, priority), id)
+    ready[queue] = true
+  else
+    redis.call('ZADD', queue_key(queue), due, id)
+    if priority then redis.call('ZADD', K.promote .. queue, due, id) end
+  end
+end
+
+local function reschedule(at)
+  local id, queue, error, key = ARGV[at], ARGV[at + 2], ARGV[at + 6], K.task .. ARGV[at]
+  local record = redis.call('HMGET', key, 'status', 'lease', 'user_id', 'project_id', 'attempt', 'priority')
+  if record[1] ~= 'STARTED' or record[2] ~= ARGV[at + 1] then return 0 end
+  local due, attempt = time + tonumber(ARGV[at + 4]), tonumber(record[5])
+  if error ~= '' then remember(key, attempt, error) end
+  if ARGV[at + 5] == '0' then
+    attempt = attempt - 1
+    redis.call('SET', K.retry .. id, attempt, 'EX', 88400)
+  end
+  redis.call('HSET', key, 'status', ARGV[at + 3], 'due_at', due, 'attempt', attempt, 'error', error)
+  redis.call('DEL', K.in_progress .. id)
+  place(id, queue, due, record[6])
+  emit(channels_of(id, record[3], record[4]), ARGV[at + 7], id, next_attempt(ARGV[at + 8], due))
+  running[queue] = (running[queue] or 0) + 1
+  return 1
+end
+
+local replies = {}
+for at = 1, #ARGV, FIELDS do replies[#replies + 1] = reschedule(at) end
+for queue, count in pairs(running) do redis.call('HINCRBY', K.counts .. queue, 'running', -count) end
+for queue in pairs(ready) do wake(queue, time) end
+return replies

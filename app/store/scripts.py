@@ -1,0 +1,252 @@
+"""A typed function for every Lua script, under the script's name.
+
+A script is loaded once from `lua/<name>.lua`, behind a head that gives it the key prefixes (`K`), the limits (`L`) and
+`lua/lib.lua`. It is called by its digest; a server that lost its scripts in a restart gets them again. All times at
+this edge are Unix milliseconds, all texts bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from app.store import keys
+from app.store.keys import PREFIXES
+
+LUA_DIR = Path(__file__).parent / "lua"
+
+PRIORITY_MS = 2**40
+"""What one step of priority is worth in a score: 34 years, longer than any backlog is old, and exact in a double."""
+MAX_PRIORITY = 9
+SLEEPER_MS = 5_000
+"""A sleeper that has not renewed its place for so long is dead. Workers renew once a second."""
+CHANNEL_LENGTH = 10_000
+"""Events that a channel keeps, at least."""
+CHANNEL_TTL_MS = 7 * 86_400_000
+CANCEL_BOUND = 1_000
+"""Tasks that one call of the cancel script looks at, so that the server is never held for long."""
+SCAN_BOUND = 2_000
+"""Index entries that one call of a list script looks at."""
+
+Arg = str | bytes | int | float
+Fields = list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """One task to enqueue; fields in the order in which `enqueue.lua` reads them."""
+
+    id: str
+    task: str
+    queue: str
+    payload: bytes
+    at_ms: int | None
+    delay_ms: int
+    priority: int
+    user_id: str
+    project_id: str
+    parent_id: str
+    root_id: str
+    tags: str
+    idempotency_key: str
+    fingerprint: str
+    extra: bytes
+
+    def args(self) -> tuple[Arg, ...]:
+        """The flat form of the script."""
+        return (
+            *(self.id, self.task, self.queue, self.payload, "" if self.at_ms is None else self.at_ms, self.delay_ms),
+            *(self.priority, self.user_id, self.project_id, self.parent_id, self.root_id, self.tags),
+            *(self.idempotency_key, self.fingerprint, self.extra),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of one attempt; fields in the order in which `finish.lua` reads them."""
+
+    id: str
+    token: int
+    queue: str
+    status: str
+    result: bytes
+    ttl_ms: int
+    error: bytes
+    event: bytes
+    traceback: str
+    dead_letter: bool
+
+    def args(self) -> tuple[Arg, ...]:
+        """The flat form of the script."""
+        return (
+            *(self.id, self.token, self.queue, self.status, self.result, self.ttl_ms, self.error, self.event),
+            *(self.traceback, int(self.dead_letter)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reschedule:
+    """An attempt that is to run again; fields in the order in which `reschedule.lua` reads them."""
+
+    id: str
+    token: int
+    queue: str
+    status: str
+    delay_ms: int
+    counts: bool
+    error: bytes
+    event_type: str
+    event: bytes
+
+    def args(self) -> tuple[Arg, ...]:
+        """The flat form of the script."""
+        return (
+            *(self.id, self.token, self.queue, self.status, self.delay_ms, int(self.counts), self.error),
+            *(self.event_type, self.event),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """One event of a running attempt; fields in the order in which `emit.lua` reads them."""
+
+    id: str
+    token: int
+    number: int
+    channel: str
+    type: str
+    payload: bytes
+    progress: bytes
+
+    def args(self) -> tuple[Arg, ...]:
+        """The flat form of the script."""
+        return (self.id, self.token, self.number, self.channel, self.type, self.payload, self.progress)
+
+
+def head(idempotency_ttl_s: float) -> str:
+    """What stands before every script: prefixes, limits and the shared functions."""
+    limits = {
+        "priority_ms": PRIORITY_MS,
+        "priority_max": MAX_PRIORITY,
+        "sleeper_ms": SLEEPER_MS,
+        "channel_length": CHANNEL_LENGTH,
+        "channel_ttl_ms": CHANNEL_TTL_MS,
+        "idempotency_ttl_ms": int(idempotency_ttl_s * 1000),
+    }
+    prefixes = ", ".join(f"{name} = '{prefix}'" for name, prefix in PREFIXES.items())
+    numbers = ", ".join(f"{name} = {value}" for name, value in limits.items())
+    return f"local K = {{ {prefixes} }}\nlocal L = {{ {numbers} }}\n{(LUA_DIR / 'lib.lua').read_text('utf8')}\n"
+
+
+class Scripts:
+    """The scripts, bound to a client. `redis` must return bytes (`decode_responses=False`)."""
+
+    def __init__(self, redis: Redis, *, idempotency_ttl_s: float = 86_400.0) -> None:
+        self.redis = redis
+        self._head = head(idempotency_ttl_s)
+        self._loaded: dict[str, AsyncScript] = {}
+
+    async def _run(self, name: str, args: Sequence[Arg]) -> Any:
+        script = self._loaded.get(name)
+        if script is None:
+            source = self._head + (LUA_DIR / f"{name}.lua").read_text("utf8")
+            script = self._loaded[name] = self.redis.register_script(source)
+        return await script(args=args)
+
+    async def enqueue(self, groups: Sequence[Sequence[NewTask]], max_depth: int) -> list[list[Any]]:
+        """Accept groups of tasks, each as a whole or not at all. One reply per group, see the script."""
+        args: list[Arg] = [max_depth]
+        for group in groups:
+            args.append(len(group))
+            args.extend(chain.from_iterable(task.args() for task in group))
+        replies: list[list[Any]] = await self._run("enqueue", args)
+        return replies
+
+    async def claim(
+        self, worker: str, lease_ms: int, budget: int, wants: Sequence[tuple[str, int]]
+    ) -> tuple[int, int, list[list[Any]]]:
+        """Take due tasks for `worker`. Returns the server's time, the next due time (-1: none known) and the claims."""
+        time, soonest, claims = await self._run(
+            "claim", [worker, lease_ms, budget, *(item for want in wants for item in want)]
+        )
+        return time, soonest, claims
+
+    async def finish(self, items: Sequence[Finish]) -> list[int]:
+        """End attempts. 1 for each that was written, 0 where the token was stale."""
+        replies: list[int] = await self._run("finish", list(chain.from_iterable(item.args() for item in items)))
+        return replies
+
+    async def reschedule(self, items: Sequence[Reschedule]) -> list[int]:
+        """Put attempts back. 1 for each that was written, 0 where the token was stale."""
+        replies: list[int] = await self._run("reschedule", list(chain.from_iterable(item.args() for item in items)))
+        return replies
+
+    async def emit(self, items: Sequence[Emit]) -> list[int]:
+        """Append events. 1 for each that was written, 0 where the token was stale."""
+        replies: list[int] = await self._run("emit", list(chain.from_iterable(item.args() for item in items)))
+        return replies
+
+    async def cancel(self, ids: Sequence[str], ttl_ms: int) -> tuple[list[bytes], list[bytes]]:
+        """Cancel tasks and their children. Returns a state per id, and the descendants left for a further call."""
+        states, rest = await self._run("cancel", [ttl_ms, CANCEL_BOUND, *ids])
+        return states, rest
+
+    async def read_task(self, task_id: str, *, with_result: bool) -> tuple[Fields, bytes, bytes, bytes, bytes]:
+        """A task's record, result, payload, score and queue; empty where there is none."""
+        record, result, payload, score, queue = await self._run("read_task", [task_id, int(with_result)])
+        return record, result, payload, score, queue
+
+    async def settle_stock(
+        self, task_id: str, *, status: str, error: bytes, finished_ms: int, attempt: int, ttl_ms: int
+    ) -> bool:
+        """End the record of a task that a stock worker finished."""
+        return bool(await self._run("settle_stock", [task_id, status, error, finished_ms, attempt, ttl_ms]))
+
+    async def list_tasks(
+        self, index: str, cursor: str, limit: int, wanted: Iterable[tuple[str, str]]
+    ) -> tuple[str, list[tuple[bytes, Fields]]]:
+        """A page of an index, newest first: the next cursor ('' at the end), and ids with their records."""
+        reply = await self._run("list_tasks", [index, cursor, limit, SCAN_BOUND, *chain.from_iterable(wanted)])
+        return reply[0].decode(), [(row[0], row[1]) for row in reply[1:]]
+
+    async def list_dead_letters(
+        self, index: str, cursor: str, limit: int, wanted: Iterable[tuple[str, str]]
+    ) -> tuple[str, list[tuple[bytes, Fields]]]:
+        """A page of dead letters, newest first: the next cursor ('' at the end), and ids with their fields."""
+        reply = await self._run("list_dead_letters", [index, cursor, limit, SCAN_BOUND, *chain.from_iterable(wanted)])
+        return reply[0].decode(), [(row[0], row[1]) for row in reply[1:]]
+
+    async def heartbeat(self, worker: str, record: bytes, ttl_ms: int) -> list[bytes]:
+        """Note that `worker` lives. Returns ids that arq clients want aborted."""
+        aborts: list[bytes] = await self._run("heartbeat", [worker, record, ttl_ms])
+        return aborts
+
+    async def leave(self, worker: str, queues: Iterable[str]) -> None:
+        """Take a worker that stops out of the lists of the living and the sleeping."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.zrem(keys.sleepers(queue), worker)
+            pipe.zrem(keys.WORKERS, worker)
+            pipe.delete(keys.worker(worker), keys.wake(worker))
+            await pipe.execute()
+
+    async def queue_stats(self, queues: Sequence[str]) -> list[list[Any]]:
+        """What stands in queues, see the script."""
+        replies: list[list[Any]] = await self._run("queue_stats", list(queues))
+        return replies
+
+    async def sweep(self, limit: int, dead_letter_ttl_ms: int) -> tuple[int, int]:
+        """Forget what is over. Returns how many tasks and how many dead letters."""
+        tasks, dead = await self._run("sweep", [limit, dead_letter_ttl_ms])
+        return tasks, dead
+
+
+def lua_source(name: str, idempotency_ttl_s: float = 86_400.0) -> str:
+    """The full text of a script, for the lease thread's own client."""
+    return head(idempotency_ttl_s) + (LUA_DIR / f"{name}.lua").read_text("utf8")
