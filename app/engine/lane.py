@@ -50,6 +50,8 @@ class Workshop:
     committer: Committer
     keeper: LeaseKeeper
     services: Services
+    look_again: Callable[[float], None]
+    """Called with the seconds until a task of this process is due again."""
     result_ttl_ms: int
     unknown_task_ttl_s: float
 
@@ -171,6 +173,7 @@ class Lane:
         match outcome:
             case Again() | HandedBack():
                 written = await self._workshop.committer.reschedule(_reschedule(claim, outcome))
+                self._workshop.look_again(outcome.delay_s)
             case Completed() | Failed() | Cancelled():
                 written = await self._workshop.committer.finish(self._finish(claim, outcome, elapsed_s))
             case Abandoned():

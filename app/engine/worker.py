@@ -80,6 +80,7 @@ class Worker:
             committer=self._committer,
             keeper=self._keeper,
             services=self,
+            look_again=self._arm,
             result_ttl_ms=int(result_ttl_s * 1000),
             unknown_task_ttl_s=unknown_task_ttl_s,
         )
@@ -210,7 +211,7 @@ class Worker:
     def _arm(self, delay_s: float) -> None:
         """Look at all lanes in `delay_s` seconds, or earlier if that was planned."""
         loop = asyncio.get_running_loop()
-        when = loop.time() + max(delay_s, 0.001)
+        when = loop.time() + min(max(delay_s, 0.001), SLOW_POLL_S)
         if self._timer is not None and not self._timer.cancelled() and loop.time() < self._timer.when() <= when:
             return
         if self._timer is not None:
