@@ -80,8 +80,8 @@ class Jwks:
             await asyncio.shield(self._fetching)
 
     def _start(self) -> None:
-        running = self._fetching is not None and not self._fetching.done()
-        if not running and self._clock() - self._tried_s >= MIN_INTERVAL_S:
+        # A fetch is over, one way or the other, before the next one may start: FETCH_TIMEOUT_S < MIN_INTERVAL_S.
+        if self._clock() - self._tried_s >= MIN_INTERVAL_S:
             self._tried_s = self._clock()
             self._fetching = asyncio.create_task(self._fetch(), name="jwks fetch")
 

@@ -51,6 +51,11 @@ class Issuer:
         self._server.close()
         await self._server.wait_closed()
 
+    async def was_asked(self) -> None:
+        """Return when a request has come in since `asked` was last cleared; fail when none does."""
+        async with asyncio.timeout(5):
+            await self.asked.wait()
+
     def publish(self, key: RSAPrivateKey, key_id: str) -> None:
         self.published = [public_jwk(key, kid=key_id, use="sig", alg="RS256")]
 
@@ -61,7 +66,8 @@ class Issuer:
         await self.gate.wait()
         body = json.dumps({"keys": self.published}).encode() if self.body is None else self.body
         head = f"HTTP/1.1 {self.status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+        location = f"Location: {self.url}\r\n" if 300 <= self.status < 400 else ""
+        writer.write(f"{head}{location}Connection: close\r\n\r\n".encode() + body)
         writer.close()
 
 
