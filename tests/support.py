@@ -49,14 +49,15 @@ async def event_of(engine: Engine, task_id: str, kind: str, *, count: int = 1) -
 
 
 async def events_of(engine: Engine, task_id: str) -> AsyncIterator[Event]:
-    """All events of a task's channel, those to come included. Fails when none comes for `PATIENCE_S`."""
+    """All events of a task's channel, those to come included. Fails when it takes longer than `PATIENCE_S`."""
     channel, after = f"task:{task_id}", "0-0"
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S), engine.redis.pubsub() as live:
+        await live.subscribe(keys.events(channel))
         while True:
             for event in await engine.events.read(channel, channel, after):
                 after = event.id
                 yield event
-            await engine.redis.xread({keys.events(channel): after}, block=500, count=1)
+            await live.get_message(timeout=0.5)
 
 
 async def finished(engine: Engine, task_id: str) -> TaskRecord:

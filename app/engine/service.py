@@ -44,7 +44,7 @@ class Engine:
         self.tasks = TaskQueue(
             self.scripts, catalogue, max_depth=settings.queue_max_depth, result_ttl_s=settings.result_ttl_s
         )
-        self.events = EventLog(redis)
+        self.events = EventLog(self.scripts)
         self.hub = EventHub(redis, self.events)
         self.queues = Queues(self.scripts, lanes)
         self.dead_letters = DeadLetters(self.scripts)

@@ -14,7 +14,7 @@ id.
 | `arq:abort` | zset | ids that arq clients want aborted |
 | `ns:task:<id>` | hash | everything else of a task |
 | `ns:children:<id>` | set | ids of the tasks that a task started |
-| `ns:events:<channel>` | stream | events of a channel; the pub/sub channel of the same name carries them live |
+| `ns:events:<channel>` | list | events of a channel; the pub/sub channel of the same name carries them live |
 | `ns:tasks`, `ns:tasks:<index>` | zset | ids by time of enqueue, as `<ms>:<id>`, all scores 0 |
 | `ns:finished` | zset | finished ids; score: when to forget them (Unix ms) |
 | `ns:dead`, `ns:dead:<user>` | zset | ids of dead letters, as `<ms>:<id>`, all scores 0 |

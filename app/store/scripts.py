@@ -241,6 +241,11 @@ class Scripts:
         replies: list[list[Any]] = await self._run("queue_stats", list(queues))
         return replies
 
+    async def read_events(self, channel: str, ms: int, number: int, limit: int) -> tuple[bool, list[bytes]]:
+        """Entries of a channel behind an event, and whether some behind it are not kept any more."""
+        gap, *entries = await self._run("read_events", [channel, ms, number, limit])
+        return bool(gap), entries
+
     async def sweep(self, limit: int, dead_letter_ttl_ms: int) -> tuple[int, int]:
         """Forget what is over. Returns how many tasks and how many dead letters."""
         tasks, dead = await self._run("sweep", [limit, dead_letter_ttl_ms])

@@ -51,16 +51,16 @@ local function take(id, queue)
   redis.call('ZADD', zset, time + lease_ms, id)
   redis.call('HSET', key, 'status', 'STARTED', 'attempt', attempt, 'lease', token, 'worker', worker, 'started_at', time)
   redis.call('SET', K.in_progress .. id, token, 'PX', lease_ms)
-  redis.call('SET', K.retry .. id, attempt, 'EX', 88400)
+  if attempt > 1 then redis.call('SET', K.retry .. id, attempt, 'EX', 88400) end
   local channels = channels_of(id, fields[4], fields[5])
   if lost == 1 then
     emit(channels, 'task_retrying', id, '{"attempt":' .. attempt .. ',"next_attempt_at":"' .. iso(time)
       .. '","error":{"type":"WorkerLost","message":"the worker of attempt ' .. (attempt - 1)
-      .. ' stopped renewing its lease","retryable":true}}')
+      .. ' stopped renewing its lease","retryable":true}}', time)
   else
     running[queue] = (running[queue] or 0) + 1
   end
-  emit(channels, 'task_started', id, '{"attempt":' .. attempt .. '}')
+  emit(channels, 'task_started', id, '{"attempt":' .. attempt .. '}', time)
   claims[#claims + 1] = { id, queue, payload or '', token, attempt, lost, redis.call('HGETALL', key) }
 end
 

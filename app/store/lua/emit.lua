@@ -24,7 +24,7 @@ local function append(at)
   elseif channel == '.' then
     channels = { K.events .. 'task:' .. id }
   end
-  emit(channels, ARGV[at + 4], id, ARGV[at + 5])
+  emit(channels, ARGV[at + 4], id, ARGV[at + 5], time)
   return 1
 end
 

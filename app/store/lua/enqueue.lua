@@ -86,7 +86,7 @@ local function write(at, ready)
     redis.call('SET', K.idempotency .. pair(user, key), ARGV[at + 13] .. ' ' .. id, 'PX', idempotency_ttl)
   end
   emit(channels_of(id, user, ARGV[at + 8]), 'task_queued', id,
-    '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}')
+    '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}', time)
 end
 
 -- Two tasks of one group under one new key: the second is the first again.

@@ -35,7 +35,7 @@ local function finish(at)
   if error ~= '' then redis.call('HSET', K.task .. id, 'error', error) end
   if ARGV[at + 9] == '1' then bury(id, queue, record[3], error, ARGV[at + 8]) end
   redis.call('DEL', K.in_progress .. id, K.retry .. id, K.job .. id)
-  emit(channels_of(id, record[3], record[4]), EVENTS[status], id, ARGV[at + 7])
+  emit(channels_of(id, record[3], record[4]), EVENTS[status], id, ARGV[at + 7], time)
   finished[queue] = (finished[queue] or 0) + 1
   return 1
 end

@@ -44,20 +44,34 @@ local function ready_score(due, priority)
   return due - (tonumber(priority) or 0) * L.priority_ms
 end
 
--- The streams that a task's own events go to.
+-- The channels that a task's own events go to.
 local function channels_of(id, user, project)
   local channels = { K.events .. 'task:' .. id, K.events .. 'user:' .. user }
   if project and project ~= '' then channels[3] = K.events .. 'project:' .. pair(user, project) end
   return channels
 end
 
--- Appends an event to each stream and publishes it there. The stream id carries the server's time. The stream of a task is
--- deleted with the task; the others expire when nothing was appended for L.channel_ttl_ms.
-local function emit(channels, kind, id, payload)
-  for _, channel in ipairs(channels) do
-    local entry = redis.call('XADD', channel, 'MAXLEN', '~', L.channel_length, '*', 't', kind, 'i', id, 'p', payload)
-    redis.call('PUBLISH', channel, entry .. ' ' .. kind .. ' ' .. id .. ' ' .. payload)
-    if channel ~= K.events .. 'task:' .. id then redis.call('PEXPIRE', channel, L.channel_ttl_ms) end
+-- Appends an event to each channel and publishes it there. An entry is `<ms>-<number> <type> <task> <payload>`: the server's
+-- time, which never goes back within a channel, and the number of the event in the channel, without holes. A channel is a
+-- list and not a stream because most hold three events, and an empty stream takes 4 KiB. That of a task is deleted with the
+-- task; the others expire about L.channel_ttl_ms after their last event.
+local function emit(channels, kind, id, payload, time)
+  local rest = ' ' .. kind .. ' ' .. id .. ' ' .. payload
+  for position, channel in ipairs(channels) do
+    local ms, number = time, 1
+    local last = redis.call('LINDEX', channel, -1)
+    if last then
+      local last_ms, last_number = string.match(last, '^(%d+)%-(%d+) ')
+      ms, number = math.max(time, tonumber(last_ms)), tonumber(last_number) + 1
+    end
+    local entry = string.format('%.0f-%.0f', ms, number) .. rest
+    local length = redis.call('RPUSH', channel, entry)
+    redis.call('PUBLISH', channel, entry)
+    if length > L.channel_length * 1.1 then redis.call('LTRIM', channel, -L.channel_length, -1) end
+    local is_task = position == 1 and channel == K.events .. 'task:' .. id
+    if not is_task and redis.call('PTTL', channel) < L.channel_ttl_ms * 0.9 then
+      redis.call('PEXPIRE', channel, L.channel_ttl_ms)
+    end
   end
 end
 
@@ -105,5 +119,5 @@ local function cancel_unstarted(id, queue, time, ttl)
   redis.call('HSET', K.task .. id, 'error', error)
   redis.call('DEL', K.retry .. id)
   if record[6] == 'WAITING' then redis.call('HINCRBY', K.counts .. queue, 'waiting', -1) end
-  emit(channels_of(id, record[2], record[3]), 'task_cancelled', id, '{}')
+  emit(channels_of(id, record[2], record[3]), 'task_cancelled', id, '{}', time)
 end

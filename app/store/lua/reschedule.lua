@@ -39,12 +39,12 @@ local function reschedule(at)
   if error ~= '' then remember(key, attempt, error) end
   if ARGV[at + 5] == '0' then
     attempt = attempt - 1
-    redis.call('SET', K.retry .. id, attempt, 'EX', 88400)
   end
+  redis.call('SET', K.retry .. id, attempt, 'EX', 88400)
   redis.call('HSET', key, 'status', ARGV[at + 3], 'due_at', due, 'attempt', attempt, 'error', error)
   redis.call('DEL', K.in_progress .. id)
   place(id, queue, due, record[6])
-  emit(channels_of(id, record[3], record[4]), ARGV[at + 7], id, next_attempt(ARGV[at + 8], due))
+  emit(channels_of(id, record[3], record[4]), ARGV[at + 7], id, next_attempt(ARGV[at + 8], due), time)
   running[queue] = (running[queue] or 0) + 1
   return 1
 end
