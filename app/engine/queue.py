@@ -56,10 +56,15 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The answer to a submission: the task's id, and whether this call made it or an earlier one with the same key."""
+    """The answer to a submission: the task's id, and whether this call made it or an earlier one with the same key.
+
+    `enqueued_at` is when this call made it, on the server's clock; None where it did not, or where the reply was lost
+    and only a repeated call showed that it had.
+    """
 
     task_id: str
     created: bool
+    enqueued_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,8 @@ class TaskQueue:
         reply = await self._groups.submit(group)
         if reply[0] != b"ok":
             raise _refusal(reply)
-        return [Accepted(task_id.decode(), bool(created)) for task_id, created in reply[1:]]
+        at = moment(reply[1]) if reply[1] else None
+        return [Accepted(made.decode(), bool(created), at if created else None) for made, created in reply[2:]]
 
     async def get(self, task_id: str, *, user_id: str | None, with_result: bool = False) -> TaskRecord:
         """Read a task. Raises `NotFound`."""
@@ -314,7 +320,7 @@ def _answers(groups: Sequence[Sequence[NewTask]], replies: Sequence[list[Any]]) 
 
 def _as_accepted(group: Sequence[NewTask], reply: list[Any]) -> list[Any]:
     if reply[0] == b"exists":
-        return [b"ok", *([item.id.encode(), 1] for item in group)]
+        return [b"ok", 0, *([item.id.encode(), 1] for item in group)]
     return reply
 
 

@@ -7,7 +7,7 @@
 -- ARGV: max_depth, then for each group: number of tasks, then for each task 15 values:
 --   id, task, queue, payload, at (Unix ms, or '' for now), delay_ms, priority, user, project, parent, root, tags
 --   (joined by a newline), idempotency key, fingerprint of the request, extra fields (flat JSON array of names and values)
--- returns: for each group {'ok', {id, 0 or 1 (created)} ...}, {'full', queue}, {'conflict', idempotency key},
+-- returns: for each group {'ok', time (Unix ms), {id, 0 or 1 (created)} ...}, {'full', queue}, {'conflict', idempotency key},
 --   {'cancelled', parent}, or {'exists', id}
 local FIELDS = 15
 local time = now()
@@ -102,13 +102,13 @@ local function twin(at, first_at)
 end
 
 local function accept(first, count, ready)
-  local depth, first_at, reply, fresh = {}, {}, { 'ok' }, {}
+  local depth, first_at, reply, fresh = {}, {}, { 'ok', time }, {}
   for n = 0, count - 1 do
     local at = first + n * FIELDS
     local refusal, old = twin(at, first_at)
     if not refusal and not old then refusal, old = check(at, depth) end
     if refusal then return refusal end
-    reply[n + 2] = { old or ARGV[at], old and 0 or 1 }
+    reply[n + 3] = { old or ARGV[at], old and 0 or 1 }
     if not old then fresh[#fresh + 1] = at end
   end
   for _, at in ipairs(fresh) do write(at, ready) end
