@@ -27,14 +27,13 @@ from redis.asyncio import Redis
 from app.engine.attempt import Claim
 from app.engine.commit import Committer
 from app.engine.heartbeat import Pulse
-from app.engine.job import fields_of
 from app.engine.lane import Lane, LaneSettings, Workshop
 from app.engine.leases import Lease, LeaseKeeper
 from app.engine.queue import Submission, TaskQueue
 from app.engine.supervise import supervise
 from app.store import keys
 from app.store.connection import connect_sync
-from app.store.scripts import Emit, Scripts
+from app.store.scripts import CLAIM_FIELDS, Emit, Scripts
 from app.telemetry import metrics
 
 SLOW_POLL_S = 1.0
@@ -280,8 +279,9 @@ class Worker:
 
 
 def _claim_of(row: list[Any], now_ms: int) -> Claim:
-    task_id, queue, payload, token, attempt, lost, fields = row
-    return Claim(task_id.decode(), queue.decode(), payload, token, attempt, bool(lost), now_ms, fields_of(fields))
+    task_id, queue, payload, token, attempt, lost, values = row
+    fields = {name: value.decode() for name, value in zip(CLAIM_FIELDS, values, strict=True) if value is not None}
+    return Claim(task_id.decode(), queue.decode(), payload, token, attempt, bool(lost), now_ms, fields)
 
 
 def _observe_wait(claim: Claim) -> None:

@@ -34,6 +34,12 @@ CANCEL_BOUND = 1_000
 SCAN_BOUND = 2_000
 """Index entries that one call of a list script looks at."""
 
+CLAIM_FIELDS = (
+    *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
+    *("tags", "enqueued_at", "due_at", "progress", "cancel"),
+)
+"""Names of the values that `claim.lua` returns of a record."""
+
 Arg = str | bytes | int | float
 Fields = list[bytes]
 

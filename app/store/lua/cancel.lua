@@ -46,4 +46,6 @@ while #pending > 0 and looked < bound do
   cancel(table.remove(pending))
   looked = looked + 1
 end
+flush()
+publish(time)
 return { states, pending }

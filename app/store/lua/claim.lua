@@ -7,7 +7,8 @@
 -- KEYS: none
 -- ARGV: worker, lease_ms, budget (bound on the sum), then pairs: queue, want
 -- returns: {server time ms, next due time ms of these queues or -1, {claim ...}}; a claim is
---   {id, queue, payload ('' if gone), token, attempt, lost (1: the worker of the attempt before died), record fields}
+--   {id, queue, payload ('' if gone), token, attempt, lost (1: the worker of the attempt before died),
+--   values of FIELDS}
 local worker, lease_ms, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = now()
 local soonest = -1
@@ -28,27 +29,33 @@ local function promote(queue)
   end
 end
 
+local FIELDS = { 'status', 'attempt', 'lease', 'user_id', 'project_id', 'task', 'parent_id', 'root_id', 'correlation_id',
+  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel' }
+
 local function take(id, queue)
-  local zset, key = queue_key(queue), K.task .. id
-  local payload = redis.call('GET', K.job .. id)
-  local fields = redis.call('HMGET', key, 'status', 'attempt', 'lease', 'user_id', 'project_id')
-  local status = fields[1]
-  if redis.call('GET', K.in_progress .. id) == '1' then
+  local key = K.task .. id
+  local payload, holder = unpack(redis.call('MGET', K.job .. id, K.in_progress .. id))
+  if holder == '1' then
     -- A stock worker runs it; it must not stand in the way of ready ones.
-    redis.call('ZADD', zset, 'XX', time + lease_ms, id)
+    later('ZADD', queue_key(queue), time + lease_ms, id)
     return
   end
+  local fields = redis.call('HMGET', key, unpack(FIELDS))
+  local status = fields[1]
   if not status then
     adopt(id, queue, payload, time)
-    fields = redis.call('HMGET', key, 'status', 'attempt', 'lease', 'user_id', 'project_id')
+    fields = redis.call('HMGET', key, unpack(FIELDS))
   elseif status == 'SUCCESS' or status == 'FAILURE' or status == 'CANCELLED' then
-    redis.call('ZREM', zset, id)
+    later('ZREM', queue_key(queue), id)
     return
   end
-  if aborts and redis.call('ZREM', K.abort, id) == 1 then redis.call('HSET', key, 'cancel', 1) end
+  if aborts and redis.call('ZREM', K.abort, id) == 1 then
+    redis.call('HSET', key, 'cancel', 1)
+    fields[14] = '1'
+  end
   local attempt, token = (tonumber(fields[2]) or 0) + 1, (tonumber(fields[3]) or 0) + 1
   local lost = status == 'STARTED' and 1 or 0
-  redis.call('ZADD', zset, time + lease_ms, id)
+  later('ZADD', queue_key(queue), time + lease_ms, id)
   redis.call('HSET', key, 'status', 'STARTED', 'attempt', attempt, 'lease', token, 'worker', worker, 'started_at', time)
   redis.call('SET', K.in_progress .. id, token, 'PX', lease_ms)
   if attempt > 1 then redis.call('SET', K.retry .. id, attempt, 'EX', 88400) end
@@ -56,12 +63,12 @@ local function take(id, queue)
   if lost == 1 then
     emit(channels, 'task_retrying', id, '{"attempt":' .. attempt .. ',"next_attempt_at":"' .. iso(time)
       .. '","error":{"type":"WorkerLost","message":"the worker of attempt ' .. (attempt - 1)
-      .. ' stopped renewing its lease","retryable":true}}', time)
+      .. ' stopped renewing its lease","retryable":true}}')
   else
     running[queue] = (running[queue] or 0) + 1
   end
-  emit(channels, 'task_started', id, '{"attempt":' .. attempt .. '}', time)
-  claims[#claims + 1] = { id, queue, payload or '', token, attempt, lost, redis.call('HGETALL', key) }
+  emit(channels, 'task_started', id, '{"attempt":' .. attempt .. '}')
+  claims[#claims + 1] = { id, queue, payload or '', token, attempt, lost, fields }
 end
 
 local function look(queue, want)
@@ -69,6 +76,7 @@ local function look(queue, want)
   promote(queue)
   local ids = redis.call('ZRANGEBYSCORE', zset, '-inf', time, 'LIMIT', 0, want)
   for _, id in ipairs(ids) do take(id, queue) end
+  flush()
   budget = budget - #ids
   if #ids < want then
     redis.call('ZADD', sleepers, time, worker)
@@ -84,5 +92,6 @@ for at = 4, #ARGV, 2 do
   local queue, want = ARGV[at], math.min(tonumber(ARGV[at + 1]), budget)
   if want > 0 and redis.call('SISMEMBER', K.paused, queue) == 0 then look(queue, want) end
 end
+publish(time)
 for queue, count in pairs(running) do redis.call('HINCRBY', K.counts .. queue, 'running', count) end
 return { time, soonest, claims }

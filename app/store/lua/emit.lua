@@ -24,10 +24,11 @@ local function append(at)
   elseif channel == '.' then
     channels = { K.events .. 'task:' .. id }
   end
-  emit(channels, ARGV[at + 4], id, ARGV[at + 5], time)
+  emit(channels, ARGV[at + 4], id, ARGV[at + 5])
   return 1
 end
 
 local replies = {}
 for at = 1, #ARGV, FIELDS do replies[#replies + 1] = append(at) end
+publish(time)
 return replies

@@ -12,11 +12,18 @@
 local FIELDS = 15
 local time = now()
 local max_depth = tonumber(ARGV[1])
-local idempotency_ttl = L.idempotency_ttl_ms
+
+local depth, soonest = {}, {}
+
+-- Unfinished tasks of a queue, those of earlier groups of this call included.
+local function depth_of(queue)
+  depth[queue] = depth[queue] or redis.call('ZCARD', queue_key(queue))
+  return depth[queue]
+end
 
 -- Looks at one task of a group. Returns an error reply, or the id of the task that its key already made.
-local function check(at, depth)
-  local id, queue, user, parent, key = ARGV[at], ARGV[at + 2], ARGV[at + 7], ARGV[at + 9], ARGV[at + 12]
+local function check(at)
+  local id, user, parent, key = ARGV[at], ARGV[at + 7], ARGV[at + 9], ARGV[at + 12]
   if key ~= '' then
     local made = redis.call('GET', K.idempotency .. pair(user, key))
     if made then
@@ -30,19 +37,24 @@ local function check(at, depth)
     local state = redis.call('HMGET', K.task .. parent, 'cancel', 'status')
     if state[1] or state[2] == 'CANCELLED' then return { 'cancelled', parent } end
   end
-  depth[queue] = (depth[queue] or redis.call('ZCARD', queue_key(queue))) + 1
-  if depth[queue] > max_depth then return { 'full', queue } end
 end
 
-local function write_record(at, id)
+-- Positions of the optional fields of a record; an empty one, and priority 0, is not stored.
+local OPTIONAL = { [6] = 'priority', [8] = 'project_id', [9] = 'parent_id', [10] = 'root_id', [11] = 'tags' }
+
+local function write_record(at, id, due)
   local fields = { 'status', 'PENDING', 'task', ARGV[at + 1], 'queue', ARGV[at + 2], 'user_id', ARGV[at + 7],
     'enqueued_at', time, 'attempt', 0 }
-  for offset, name in pairs({ [6] = 'priority', [8] = 'project_id', [9] = 'parent_id', [10] = 'root_id', [11] = 'tags' }) do
+  for offset, name in pairs(OPTIONAL) do
     local value = ARGV[at + offset]
     if value ~= '' and value ~= '0' then
       fields[#fields + 1] = name
       fields[#fields + 1] = value
     end
+  end
+  if due > time then
+    fields[#fields + 1] = 'due_at'
+    fields[#fields + 1] = due
   end
   if ARGV[at + 14] ~= '' then
     for _, value in ipairs(cjson.decode(ARGV[at + 14])) do fields[#fields + 1] = value end
@@ -50,43 +62,57 @@ local function write_record(at, id)
   redis.call('HSET', K.task .. id, unpack(fields))
 end
 
+local stamp = string.format('%.0f', time) .. ':'
+
 local function write_indices(at, id)
-  local member = string.format('%.0f', time) .. ':' .. id
+  local member = stamp .. id
   local user, project, parent, tags = ARGV[at + 7], ARGV[at + 8], ARGV[at + 9], ARGV[at + 11]
-  redis.call('ZADD', K.tasks, 0, member)
-  redis.call('ZADD', K.tasks .. ':user:' .. user, 0, member)
-  if project ~= '' then redis.call('ZADD', K.tasks .. ':project:' .. pair(user, project), 0, member) end
-  for tag in string.gmatch(tags, '[^\n]+') do redis.call('ZADD', K.tasks .. ':tag:' .. pair(user, tag), 0, member) end
-  if parent ~= '' then redis.call('SADD', K.children .. parent, id) end
+  later('ZADD', K.tasks, 0, member)
+  later('ZADD', K.tasks .. ':user:' .. user, 0, member)
+  if project ~= '' then later('ZADD', K.tasks .. ':project:' .. pair(user, project), 0, member) end
+  for tag in string.gmatch(tags, '[^\n]+') do later('ZADD', K.tasks .. ':tag:' .. pair(user, tag), 0, member) end
+  if parent ~= '' then later('SADD', K.children .. parent, id) end
 end
 
-local function write_schedule(at, id, ready)
+-- When the first task of a queue is due that is not ready yet.
+local function soonest_of(queue)
+  if not soonest[queue] then
+    local first = redis.call('ZRANGEBYSCORE', queue_key(queue), '(' .. string.format('%.0f', time), '+inf', 'WITHSCORES',
+      'LIMIT', 0, 1)
+    soonest[queue] = tonumber(first[2]) or math.huge
+  end
+  return soonest[queue]
+end
+
+local function write_schedule(at, id, due, ready)
   local queue, priority = ARGV[at + 2], ARGV[at + 6]
-  local due = tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
   if due <= time then
-    redis.call('ZADD', queue_key(queue), ready_score(time, priority), id)
+    later('ZADD', queue_key(queue), ready_score(time, priority), id)
     ready[queue] = true
   else
-    redis.call('ZADD', queue_key(queue), due, id)
-    redis.call('HSET', K.task .. id, 'due_at', due)
-    if priority ~= '0' then redis.call('ZADD', K.promote .. queue, due, id) end
     -- A sleeper knows when the next task is due that it saw; an earlier one must be told.
-    local first = redis.call('ZRANGEBYSCORE', queue_key(queue), '(' .. string.format('%.0f', time), '+inf', 'LIMIT', 0, 1)
-    if first[1] == id then ready[queue] = true end
+    if due < soonest_of(queue) then
+      soonest[queue] = due
+      ready[queue] = true
+    end
+    later('ZADD', queue_key(queue), due, id)
+    if priority ~= '0' then later('ZADD', K.promote .. queue, due, id) end
   end
 end
 
 local function write(at, ready)
   local id, user, key = ARGV[at], ARGV[at + 7], ARGV[at + 12]
-  write_record(at, id)
+  local due = tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
+  write_record(at, id, due)
   redis.call('SET', K.job .. id, ARGV[at + 3])
   write_indices(at, id)
-  write_schedule(at, id, ready)
+  write_schedule(at, id, due, ready)
+  depth[ARGV[at + 2]] = depth_of(ARGV[at + 2]) + 1
   if key ~= '' then
-    redis.call('SET', K.idempotency .. pair(user, key), ARGV[at + 13] .. ' ' .. id, 'PX', idempotency_ttl)
+    redis.call('SET', K.idempotency .. pair(user, key), ARGV[at + 13] .. ' ' .. id, 'PX', L.idempotency_ttl_ms)
   end
   emit(channels_of(id, user, ARGV[at + 8]), 'task_queued', id,
-    '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}', time)
+    '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}')
 end
 
 -- Two tasks of one group under one new key: the second is the first again.
@@ -101,16 +127,27 @@ local function twin(at, first_at)
   return nil, ARGV[other]
 end
 
+local function is_full(fresh)
+  local more = {}
+  for _, at in ipairs(fresh) do
+    local queue = ARGV[at + 2]
+    more[queue] = (more[queue] or 0) + 1
+    if depth_of(queue) + more[queue] > max_depth then return queue end
+  end
+end
+
 local function accept(first, count, ready)
-  local depth, first_at, reply, fresh = {}, {}, { 'ok', time }, {}
+  local first_at, reply, fresh = {}, { 'ok', time }, {}
   for n = 0, count - 1 do
     local at = first + n * FIELDS
     local refusal, old = twin(at, first_at)
-    if not refusal and not old then refusal, old = check(at, depth) end
+    if not refusal and not old then refusal, old = check(at) end
     if refusal then return refusal end
     reply[n + 3] = { old or ARGV[at], old and 0 or 1 }
     if not old then fresh[#fresh + 1] = at end
   end
+  local full = is_full(fresh)
+  if full then return { 'full', full } end
   for _, at in ipairs(fresh) do write(at, ready) end
   return reply
 end
@@ -121,6 +158,8 @@ while ARGV[at] do
   replies[#replies + 1] = accept(at + 1, count, ready)
   at = at + 1 + count * FIELDS
 end
+flush()
+publish(time)
 for queue in pairs(ready) do
   redis.call('SADD', K.queues, queue)
   wake(queue, time)

@@ -31,17 +31,18 @@ local function finish(at)
   local id, queue, status, error = ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 6]
   local record = redis.call('HMGET', K.task .. id, 'status', 'lease', 'user_id', 'project_id')
   if record[1] ~= 'STARTED' or record[2] ~= ARGV[at + 1] then return 0 end
-  settle(id, queue, status, ARGV[at + 4], tonumber(ARGV[at + 5]), time)
-  if error ~= '' then redis.call('HSET', K.task .. id, 'error', error) end
   if ARGV[at + 9] == '1' then bury(id, queue, record[3], error, ARGV[at + 8]) end
-  redis.call('DEL', K.in_progress .. id, K.retry .. id, K.job .. id)
-  emit(channels_of(id, record[3], record[4]), EVENTS[status], id, ARGV[at + 7], time)
+  settle(id, queue, status, ARGV[at + 4], tonumber(ARGV[at + 5]), time, 'error', error)
+  later_delete(K.in_progress .. id, K.retry .. id, K.job .. id)
+  emit(channels_of(id, record[3], record[4]), EVENTS[status], id, ARGV[at + 7])
   finished[queue] = (finished[queue] or 0) + 1
   return 1
 end
 
 local replies = {}
 for at = 1, #ARGV, FIELDS do replies[#replies + 1] = finish(at) end
+flush()
+publish(time)
 local minute = string.format('%.0f', math.floor(time / 60000))
 for queue, count in pairs(finished) do
   redis.call('HINCRBY', K.counts .. queue, 'running', -count)

@@ -2,7 +2,8 @@
 --
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
--- returns: nothing; defines now, iso, pair, queue_key, ready_score, channels_of, emit, wake, settle, adopt, cancel_unstarted
+-- returns: nothing; defines now, iso, pair, queue_key, ready_score, channels_of, later, later_delete, flush, emit, publish,
+--   wake, settle, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
 
 -- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
 local function now()
@@ -51,28 +52,81 @@ local function channels_of(id, user, project)
   return channels
 end
 
--- Appends an event to each channel and publishes it there. An entry is `<ms>-<number> <type> <task> <payload>`: the server's
--- time, which never goes back within a channel, and the number of the event in the channel, without holes. A channel is a
--- list and not a stream because most hold three events, and an empty stream takes 4 KiB. That of a task is deleted with the
--- task; the others expire about L.channel_ttl_ms after their last event.
-local function emit(channels, kind, id, payload, time)
-  local rest = ' ' .. kind .. ' ' .. id .. ' ' .. payload
-  for position, channel in ipairs(channels) do
-    local ms, number = time, 1
-    local last = redis.call('LINDEX', channel, -1)
-    if last then
-      local last_ms, last_number = string.match(last, '^(%d+)%-(%d+) ')
-      ms, number = math.max(time, tonumber(last_ms)), tonumber(last_number) + 1
+-- Writes that can go together do: a call from Lua costs more than most commands. `later` notes the arguments of a command on
+-- a key, `flush` issues what was noted. What a script reads in between must not depend on it.
+local noted = {}
+local function later(command, key, ...)
+  local name = command .. ' ' .. key
+  local note = noted[name]
+  if not note then
+    note = { command, key, {} }
+    noted[name] = note
+  end
+  for _, value in ipairs({ ... }) do note[3][#note[3] + 1] = value end
+end
+
+local doomed = {}
+local function later_delete(...)
+  for _, key in ipairs({ ... }) do doomed[#doomed + 1] = key end
+end
+
+-- Each noted command, in pieces: Lua bounds how many arguments a call has. The bound is even, so pairs stay together.
+local function flush()
+  for _, note in pairs(noted) do
+    for first = 1, #note[3], 1000 do
+      redis.call(note[1], note[2], unpack(note[3], first, math.min(first + 999, #note[3])))
     end
-    local entry = string.format('%.0f-%.0f', ms, number) .. rest
-    local length = redis.call('RPUSH', channel, entry)
-    redis.call('PUBLISH', channel, entry)
-    if length > L.channel_length * 1.1 then redis.call('LTRIM', channel, -L.channel_length, -1) end
-    local is_task = position == 1 and channel == K.events .. 'task:' .. id
-    if not is_task and redis.call('PTTL', channel) < L.channel_ttl_ms * 0.9 then
+  end
+  for first = 1, #doomed, 1000 do redis.call('DEL', unpack(doomed, first, math.min(first + 999, #doomed))) end
+  noted, doomed = {}, {}
+end
+
+-- Events by channel, in order, until `publish` writes them.
+local outbox, outbox_order = {}, {}
+local function emit(channels, kind, id, payload)
+  local rest = ' ' .. kind .. ' ' .. id .. ' ' .. payload
+  for _, channel in ipairs(channels) do
+    local events = outbox[channel]
+    if not events then
+      events = {}
+      outbox[channel] = events
+      outbox_order[#outbox_order + 1] = channel
+    end
+    events[#events + 1] = rest
+  end
+end
+
+local function append(channel, events, time)
+  local ms, number = time, 0
+  local last = redis.call('LINDEX', channel, -1)
+  if last then
+    local last_ms, last_number = string.match(last, '^(%d+)%-(%d+) ')
+    ms, number = math.max(time, tonumber(last_ms)), tonumber(last_number)
+  end
+  local prefix = string.format('%.0f-', ms)
+  for position, rest in ipairs(events) do events[position] = prefix .. (number + position) .. rest end
+  local length = 0
+  for first = 1, #events, 1000 do
+    length = redis.call('RPUSH', channel, unpack(events, first, math.min(first + 999, #events)))
+  end
+  if length > L.channel_length * 1.1 then redis.call('LTRIM', channel, -L.channel_length, -1) end
+  for _, entry in ipairs(events) do redis.call('PUBLISH', channel, entry) end
+end
+
+-- Appends the events to their channels and publishes them there. An entry is `<ms>-<number> <type> <task> <payload>`: the
+-- server's time, which never goes back within a channel, and the number of the event in the channel, without holes. A channel
+-- is a list and not a stream because most hold three events, and an empty stream takes 4 KiB. That of a task is deleted with
+-- the task; the others expire about L.channel_ttl_ms after their last event.
+local function publish(time)
+  local task_channel = K.events .. 'task:'
+  for _, channel in ipairs(outbox_order) do
+    append(channel, outbox[channel], time)
+    if string.sub(channel, 1, #task_channel) ~= task_channel
+      and redis.call('PTTL', channel) < L.channel_ttl_ms * 0.9 then
       redis.call('PEXPIRE', channel, L.channel_ttl_ms)
     end
   end
+  outbox, outbox_order = {}, {}
 end
 
 -- Wakes the worker that went to sleep last on the queue, if any sleeps. One task wakes one sleeper; a worker that fills up
@@ -88,12 +142,13 @@ local function wake(queue, time)
   end
 end
 
--- What every end of a task does to its keys: out of the queue, result stored, kept until `ttl` ms from now.
-local function settle(id, queue, status, result, ttl, time)
-  redis.call('ZREM', queue_key(queue), id)
+-- What every end of a task does to its keys: out of the queue, result stored, kept until `ttl` ms from now. `...` are more
+-- fields of the record. Followed by `flush`.
+local function settle(id, queue, status, result, ttl, time, ...)
+  later('ZREM', queue_key(queue), id)
+  later('ZADD', K.finished, time + ttl, id)
   redis.call('SET', K.result .. id, result, 'PX', ttl)
-  redis.call('ZADD', K.finished, time + ttl, id)
-  redis.call('HSET', K.task .. id, 'status', status, 'finished_at', time)
+  redis.call('HSET', K.task .. id, 'status', status, 'finished_at', time, ...)
 end
 
 -- A task that a stock arq client enqueued gets its record.
@@ -115,9 +170,9 @@ local function cancel_unstarted(id, queue, time, ttl)
   local error = '{"type":"TaskCancelled","message":"cancelled","retryable":false}'
   settle(id, queue, 'CANCELLED', '{"t":' .. record[5] .. ',"f":' .. cjson.encode(record[1]) .. ',"a":[],"k":{},"et":'
     .. record[4] .. ',"s":false,"r":' .. error .. ',"st":' .. string.format('%.0f', time) .. ',"ft":'
-    .. string.format('%.0f', time) .. ',"q":' .. cjson.encode(queue_key(queue)) .. ',"id":' .. cjson.encode(id) .. '}', ttl, time)
-  redis.call('HSET', K.task .. id, 'error', error)
+    .. string.format('%.0f', time) .. ',"q":' .. cjson.encode(queue_key(queue)) .. ',"id":' .. cjson.encode(id) .. '}', ttl, time,
+    'error', error)
   redis.call('DEL', K.retry .. id)
   if record[6] == 'WAITING' then redis.call('HINCRBY', K.counts .. queue, 'waiting', -1) end
-  emit(channels_of(id, record[2], record[3]), 'task_cancelled', id, '{}', time)
+  emit(channels_of(id, record[2], record[3]), 'task_cancelled', id, '{}')
 end

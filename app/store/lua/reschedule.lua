@@ -44,13 +44,14 @@ local function reschedule(at)
   redis.call('HSET', key, 'status', ARGV[at + 3], 'due_at', due, 'attempt', attempt, 'error', error)
   redis.call('DEL', K.in_progress .. id)
   place(id, queue, due, record[6])
-  emit(channels_of(id, record[3], record[4]), ARGV[at + 7], id, next_attempt(ARGV[at + 8], due), time)
+  emit(channels_of(id, record[3], record[4]), ARGV[at + 7], id, next_attempt(ARGV[at + 8], due))
   running[queue] = (running[queue] or 0) + 1
   return 1
 end
 
 local replies = {}
 for at = 1, #ARGV, FIELDS do replies[#replies + 1] = reschedule(at) end
+publish(time)
 for queue, count in pairs(running) do redis.call('HINCRBY', K.counts .. queue, 'running', -count) end
 for queue in pairs(ready) do wake(queue, time) end
 return replies
