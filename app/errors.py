@@ -303,6 +303,41 @@ class PushRejected(ClientError):
     title = "Push rejected"
 
 
+class PathNotFound(ClientError):
+    """The revision has no such file."""
+
+    status_code = 404
+    title = "Path not found"
+
+
+class PatchRejected(ClientError):
+    """The patch does not apply to the commit it was meant for, or is no patch; nothing was changed."""
+
+    status_code = 422
+    title = "Patch does not apply"
+
+
+class PushForbidden(PushRejected):
+    """The remote's own rules refuse the push, such as a protected branch or a hook; a rebase would not help."""
+
+    title = "Push forbidden"
+
+
+class MergeConflict(ClientError):
+    """Commits could not be moved onto the remote branch; the workspace is as it was. `files` are in conflict."""
+
+    status_code = 409
+    title = "Merge conflict"
+
+    def __init__(self, detail: str, *, files: tuple[str, ...]) -> None:
+        super().__init__(detail)
+        self.files = files
+
+    def extra(self) -> dict[str, Any]:
+        """The files in conflict."""
+        return {"files": list(self.files)}
+
+
 class GitFailed(ClientError):
     """git ended with an error that none of the classes above describes."""
 

@@ -6,6 +6,8 @@ module is the only one that looks at the environment.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -167,6 +169,11 @@ def load_settings(**overrides: object) -> Settings:
 def settings() -> Settings:
     """The settings of this process."""
     return load_settings()
+
+
+def inherited(names: Iterable[str]) -> dict[str, str]:
+    """Those of the named variables that this process has, to be handed on to a child with a scrubbed environment."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _describe(item: dict[str, object]) -> str:
