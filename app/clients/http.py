@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -33,8 +34,9 @@ __all__ = [
 ]
 
 CONNECT_TIMEOUT_S = 10.0
-KEEPALIVE_S = 15.0
-"""An idle connection is used again within this time."""
+KEEPALIVE_S = 4.0
+"""An idle connection is used again within this time. Many servers close theirs after 5 s, whatever is on its way."""
+_CLOSED_A_REQUEST = 4
 MAX_MESSAGE_CHARS = 500
 """Characters of the other side's own words that an error repeats."""
 
@@ -45,50 +47,109 @@ _UNBOUNDED = httpx.Limits(max_connections=None, max_keepalive_connections=None, 
 
 @lru_cache(maxsize=1)
 def tls_context() -> ssl.SSLContext:
-    """Verifies against the bundled authorities and those of this machine. Made once: it takes about 20 ms."""
+    """Verifies against the bundled authorities and those of this machine. Made once: it takes about 40 ms."""
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
     return context
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
-    """Deals requests out to several connection pools in turn.
+    """Connections that are kept for the next request, each in a pool of the library that has one request at a time.
 
-    httpcore walks over all connections of a pool when a request starts and when one ends, so a thousand open streams in
-    one pool cost a second of the loop's time. In `pools` pools they cost that divided by `pools`.
+    In one pool of httpcore 1.0, each request walks over all connections when it starts and when it ends, and an idle
+    connection is handed to every waiting request, of which one gets it: a thousand streams cost ten seconds of the
+    loop's time. The connection used last is used first, so that few requests at once keep few connections.
     """
 
-    def __init__(self, pools: int) -> None:
-        self._pools = [httpx.AsyncHTTPTransport(verify=tls_context(), limits=_UNBOUNDED) for _ in range(pools)]
-        self._turn = 0
+    def __init__(self) -> None:
+        tls_context()  # Here rather than while the first request holds up the loop.
+        self._idle: deque[_Slot] = deque()
+        self._busy: set[_Slot] = set()
+
+    @property
+    def idle(self) -> int:
+        """Slots whose connection, if still open, waits for a request."""
+        return len(self._idle)
+
+    @property
+    def busy(self) -> int:
+        """Requests whose response is not closed yet."""
+        return len(self._busy)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request through the pool whose turn it is."""
-        self._turn = (self._turn + 1) % len(self._pools)
-        return await self._pools[self._turn].handle_async_request(request)
+        """Send the request over the connection used last, or a new one."""
+        slot = self._idle.pop() if self._idle else _Slot()
+        self._busy.add(slot)
+        try:
+            await self._close_expired()
+            response = await slot.transport.handle_async_request(request)
+        except BaseException:
+            self._release(slot)
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _WatchedStream(response.stream, lambda: self._release(slot))
+        return response
+
+    def _release(self, slot: _Slot) -> None:
+        self._busy.remove(slot)
+        slot.idle_since = time.monotonic()
+        self._idle.append(slot)
+
+    async def _close_expired(self) -> None:
+        # A few for each request: they are as many as there have been requests at once.
+        for _ in range(_CLOSED_A_REQUEST):
+            if not self._idle or time.monotonic() - self._idle[0].idle_since < KEEPALIVE_S:
+                return
+            await self._idle.popleft().transport.aclose()
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        for pool in self._pools:
-            await pool.aclose()
+        """Close all connections, also those of requests under way."""
+        for slot in [*self._idle, *self._busy]:
+            await slot.transport.aclose()
+        self._idle.clear()
+
+
+class _Slot:
+    def __init__(self) -> None:
+        self.transport = httpx.AsyncHTTPTransport(verify=tls_context(), limits=_UNBOUNDED)
+        self.idle_since = 0.0
+
+
+class _WatchedStream(httpx.AsyncByteStream):
+    """A response's body that calls `on_close` once, when it is closed."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, on_close: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_close: Callable[[], None] | None = on_close
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._stream)
+
+    async def aclose(self) -> None:
+        on_close, self._on_close = self._on_close, None
+        try:
+            await self._stream.aclose()
+        finally:
+            if on_close:
+                on_close()
 
 
 def open_client(
     *,
     timeout_s: float,
     headers: Mapping[str, str] | None = None,
-    pools: int = 1,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> httpx.AsyncClient:
-    """A client that ignores proxy variables and netrc, follows no redirect and keeps no cookie.
+    """A client that ignores proxy variables, follows no redirect and keeps no cookie.
 
     `timeout_s` is the longest silence while reading or writing; a connection must stand within `CONNECT_TIMEOUT_S`.
-    `pools` is for many requests at once (see `PooledTransport`); `transport` replaces it. Close it with `aclose()`.
+    `transport` replaces `PooledTransport`. Nothing bounds the requests at once: that is for the caller. Close it with
+    `aclose()`.
     """
     return httpx.AsyncClient(
         headers=dict(headers or {}),
         timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
-        transport=transport or PooledTransport(pools),
+        transport=transport or PooledTransport(),
         trust_env=False,
         follow_redirects=False,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from app.clients import http
 from app.clients.http import (
     MAX_MESSAGE_CHARS,
     PooledTransport,
@@ -200,20 +201,83 @@ async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> N
         assert await fetch(url) == b"direct"
 
 
-async def test_pools_take_turns_and_each_keeps_its_connections() -> None:
-    connections = 0
+class Connections:
+    """Answers any number of requests on each connection and counts the connections; holds bodies back until `let`."""
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
+    def __init__(self) -> None:
+        self.opened = 0
+        self.used: list[int] = []
+        """Which connection each request came over."""
+        self.let = asyncio.Event()
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.opened += 1
+        number = self.opened
         while await reader.readline():
+            self.used.append(number)
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(ok(b"x"))
+            writer.write(ok(b"xy")[:-1])
+            await self.let.wait()
+            writer.write(b"y")
 
-    async with tcp_server(handle) as url, open_client(timeout_s=5, pools=3) as client:
-        for _ in range(9):
+
+async def test_requests_one_after_the_other_share_a_connection() -> None:
+    connections = Connections()
+    connections.let.set()
+    async with tcp_server(connections.handle) as url, open_client(timeout_s=5) as client:
+        for _ in range(5):
+            assert (await client.get(url)).text == "xy"
+    assert connections.opened == 1
+
+
+async def test_requests_at_once_have_a_connection_each_and_all_are_used_again() -> None:
+    connections, transport = Connections(), PooledTransport()
+    async with tcp_server(connections.handle) as url, open_client(timeout_s=5, transport=transport) as client:
+        for _ in range(2):
+            connections.let.clear()
+            responses = [await client.send(client.build_request("GET", url), stream=True) for _ in range(7)]
+            assert (transport.busy, transport.idle) == (7, 0)
+            connections.let.set()
+            for response in responses:
+                await response.aread()
+                await response.aclose()
+            assert (transport.busy, transport.idle) == (0, 7)
+    assert connections.opened == 7
+
+
+async def test_the_connection_used_last_is_used_first_so_that_the_others_can_go() -> None:
+    connections = Connections()
+    connections.let.set()
+    async with tcp_server(connections.handle) as url, open_client(timeout_s=5) as client:
+        await asyncio.gather(*(client.get(url) for _ in range(5)))
+        for _ in range(3):
             await client.get(url)
-        assert connections == 3
+    assert len(connections.used) == 8
+    assert len(set(connections.used[5:])) == 1
+
+
+async def test_connections_idle_for_too_long_are_closed_a_few_at_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    connections, transport = Connections(), PooledTransport()
+    connections.let.set()
+    async with tcp_server(connections.handle) as url, open_client(timeout_s=5, transport=transport) as client:
+        await asyncio.gather(*(client.get(url) for _ in range(8)))
+        monkeypatch.setattr(http, "KEEPALIVE_S", 0.0)
+        await client.get(url)
+        assert transport.idle == 4
+        await client.get(url)
+        assert transport.idle == 1
+        await client.get(url)
+        assert transport.idle == 1
+
+
+async def test_a_request_that_fails_leaves_nothing_busy() -> None:
+    async with (
+        tcp_server(answering(b"")) as url,
+        open_client(timeout_s=5, transport=(transport := PooledTransport())) as client,
+    ):
+        with pytest.raises(RemoteUnreachable), remote_errors("the server"):
+            await client.get(url)
+    assert transport.busy == 0
 
 
 async def test_another_transport_can_be_given() -> None:
@@ -225,4 +289,3 @@ async def test_another_transport_can_be_given() -> None:
 async def test_certificates_are_verified() -> None:
     assert tls_context().verify_mode is ssl.CERT_REQUIRED
     assert tls_context().check_hostname
-    await PooledTransport(2).aclose()
