@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 
 from app.engine.attempt import Claim
 from app.engine.commit import Committer
+from app.engine.context import Resources
 from app.engine.heartbeat import Pulse
 from app.engine.lane import Lane, LaneSettings, Workshop
 from app.engine.leases import Lease, LeaseKeeper
@@ -62,9 +63,11 @@ class Worker:
         result_ttl_s: float,
         unknown_task_ttl_s: float,
         cpu_threads: int,
+        resources: Resources,
     ) -> None:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.executor = ThreadPoolExecutor(cpu_threads, thread_name_prefix="cpu")
+        self.resources = resources
         self._scripts = scripts
         self._waiting = waiting
         self._queue = queue
@@ -192,15 +195,18 @@ class Worker:
         for queue, _ in wants:
             # Before the call, not after it: a wake-up that comes while it is under way must stand.
             self.lanes[queue].backlog = False
-        now_ms, soonest_ms, rows = await self._scripts.claim(self.worker_id, self._lease_ms, self._budget(), wants)
+        now_ms, soonest_ms, rows, left = await self._scripts.claim(
+            self.worker_id, self._lease_ms, self._budget(), wants
+        )
         counts = dict.fromkeys((queue for queue, _ in wants), 0)
         for row in rows:
             claim = _claim_of(row, now_ms)
             counts[claim.queue] += 1
             _observe_wait(claim)
             self.lanes[claim.queue].take(claim)
-        for queue, want in wants:
-            self.lanes[queue].backlog |= counts[queue] >= want
+        for name in left:
+            self.lanes[name.decode()].backlog = True
+        for queue, _ in wants:
             metrics.CLAIM_SIZE.labels(queue).observe(counts[queue])
         if any(lane.backlog and lane.want() > 0 for lane in self.lanes.values()):
             self._news.set()

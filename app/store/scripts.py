@@ -176,12 +176,15 @@ class Scripts:
 
     async def claim(
         self, worker: str, lease_ms: int, budget: int, wants: Sequence[tuple[str, int]]
-    ) -> tuple[int, int, list[list[Any]]]:
-        """Take due tasks for `worker`. Returns the server's time, the next due time (-1: none known) and the claims."""
-        time, soonest, claims = await self._run(
+    ) -> tuple[int, int, list[list[Any]], list[bytes]]:
+        """Take due tasks for `worker`.
+
+        Returns the server's time, the next due time (-1: none known), the claims, and the queues that may hold more.
+        """
+        time, soonest, claims, left = await self._run(
             "claim", [worker, lease_ms, budget, *(item for want in wants for item in want)]
         )
-        return time, soonest, claims
+        return time, soonest, claims, left
 
     async def finish(self, items: Sequence[Finish]) -> list[int]:
         """End attempts. 1 for each that was written, 0 where the token was stale."""

@@ -6,14 +6,17 @@
 --
 -- KEYS: none
 -- ARGV: worker, lease_ms, budget (bound on the sum), then pairs: queue, want
--- returns: {server time ms, next due time ms of these queues or -1, {claim ...}}; a claim is
+-- returns: {server time ms, next due time ms of these queues or -1, {claim ...}, {queue ...}}; a claim is
 --   {id, queue, payload ('' if gone), token, attempt, lost (1: the worker of the attempt before died),
---   values of FIELDS}
+--   values of FIELDS}; the queues are those that may hold more due tasks
 local worker, lease_ms, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = now()
 local soonest = -1
-local claims = {}
+local claims, left = {}, {}
 local running = {}
+-- What a stock worker writes as its mark. Our own marks are tokens, which begin behind it.
+local STOCK = 1
+local ROUNDS = 20
 local aborts = redis.call('EXISTS', K.abort) == 1
 
 -- Delayed tasks with a priority get their place among the ready ones.
@@ -32,28 +35,57 @@ end
 local FIELDS = { 'status', 'attempt', 'lease', 'user_id', 'project_id', 'task', 'parent_id', 'root_id', 'correlation_id',
   'tags', 'enqueued_at', 'due_at', 'progress', 'cancel' }
 
+-- Whether somebody runs the task all the same: a stock worker, or a worker of ours whose lease stands (an arq client that
+-- aborts a running task moves its score). It is looked at again when that may have changed.
+local function is_held(id, queue, holder, status, lease)
+  local wait
+  if holder == tostring(STOCK) then
+    wait = lease_ms
+  elseif holder and status == 'STARTED' and holder == lease then
+    wait = redis.call('PTTL', K.in_progress .. id)
+  else
+    return false
+  end
+  later('ZADD', queue_key(queue), time + math.max(wait, 1), id)
+  return true
+end
+
+-- Says in events and history that the worker of an attempt died.
+local function note_loss(id, key, channels, attempt)
+  local error = '{"type":"WorkerLost","message":"the worker of attempt ' .. attempt
+    .. ' stopped renewing its lease","retryable":true}'
+  remember(key, attempt, error, time)
+  emit(channels, 'task_retrying', id, '{"attempt":' .. attempt .. ',"error":' .. error .. ',"next_attempt_at":"' .. iso(time)
+    .. '"}')
+end
+
+-- Returns whether the task was claimed.
 local function take(id, queue)
   local key = K.task .. id
-  local payload, holder = unpack(redis.call('MGET', K.job .. id, K.in_progress .. id))
-  if holder == '1' then
-    -- A stock worker runs it; it must not stand in the way of ready ones.
-    later('ZADD', queue_key(queue), time + lease_ms, id)
-    return
-  end
+  local payload, holder, tried = unpack(redis.call('MGET', K.job .. id, K.in_progress .. id, K.retry .. id))
   local fields = redis.call('HMGET', key, unpack(FIELDS))
   local status = fields[1]
+  if is_held(id, queue, holder, status, fields[3]) then return false end
+  if status == 'SUCCESS' or status == 'FAILURE' or status == 'CANCELLED' then
+    if not payload or redis.call('EXISTS', K.result .. id) == 1 then
+      later('ZREM', queue_key(queue), id)
+      return false
+    end
+    -- The result is gone, and an arq client has used the id for another task.
+    forget(id)
+    status = false
+  end
   if not status then
     adopt(id, queue, payload, time)
     fields = redis.call('HMGET', key, unpack(FIELDS))
-  elseif status == 'SUCCESS' or status == 'FAILURE' or status == 'CANCELLED' then
-    later('ZREM', queue_key(queue), id)
-    return
   end
   if aborts and redis.call('ZREM', K.abort, id) == 1 then
     redis.call('HSET', key, 'cancel', 1)
     fields[14] = '1'
   end
-  local attempt, token = (tonumber(fields[2]) or 0) + 1, (tonumber(fields[3]) or 0) + 1
+  -- A stock worker on the same queue counts its tries in its own key.
+  local attempt = math.max(tonumber(fields[2]) or 0, tonumber(tried) or 0) + 1
+  local token = (tonumber(fields[3]) or STOCK) + 1
   local lost = status == 'STARTED' and 1 or 0
   later('ZADD', queue_key(queue), time + lease_ms, id)
   redis.call('HSET', key, 'status', 'STARTED', 'attempt', attempt, 'lease', token, 'worker', worker, 'started_at', time)
@@ -61,28 +93,43 @@ local function take(id, queue)
   if attempt > 1 then redis.call('SET', K.retry .. id, attempt, 'EX', 88400) end
   local channels = channels_of(id, fields[4], fields[5])
   if lost == 1 then
-    emit(channels, 'task_retrying', id, '{"attempt":' .. attempt .. ',"next_attempt_at":"' .. iso(time)
-      .. '","error":{"type":"WorkerLost","message":"the worker of attempt ' .. (attempt - 1)
-      .. ' stopped renewing its lease","retryable":true}}')
+    note_loss(id, key, channels, attempt - 1)
   else
     running[queue] = (running[queue] or 0) + 1
   end
   emit(channels, 'task_started', id, '{"attempt":' .. attempt .. '}')
   claims[#claims + 1] = { id, queue, payload or '', token, attempt, lost, fields }
+  return true
+end
+
+-- Takes up to `want` due tasks; those that cannot be taken make room for the ones behind them. Returns how many it took, and
+-- whether no due ones are left.
+local function take_due(queue, want)
+  local taken = 0
+  for _ = 1, ROUNDS do
+    local asked = want - taken
+    local ids = redis.call('ZRANGEBYSCORE', queue_key(queue), '-inf', time, 'LIMIT', 0, asked)
+    for _, id in ipairs(ids) do
+      if take(id, queue) then taken = taken + 1 end
+    end
+    flush()
+    if #ids < asked then return taken, true end
+    if taken == want then break end
+  end
+  return taken, false
 end
 
 local function look(queue, want)
   local zset, sleepers = queue_key(queue), K.sleepers .. queue
   promote(queue)
-  local ids = redis.call('ZRANGEBYSCORE', zset, '-inf', time, 'LIMIT', 0, want)
-  for _, id in ipairs(ids) do take(id, queue) end
-  flush()
-  budget = budget - #ids
-  if #ids < want then
+  local taken, dry = take_due(queue, want)
+  budget = budget - taken
+  if dry then
     redis.call('ZADD', sleepers, time, worker)
     local first = redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')
     if first[1] and (soonest < 0 or tonumber(first[2]) < soonest) then soonest = tonumber(first[2]) end
   else
+    left[#left + 1] = queue
     redis.call('ZREM', sleepers, worker)
     if redis.call('EXISTS', sleepers) == 1 and redis.call('ZCOUNT', zset, '-inf', time) > 0 then wake(queue, time) end
   end
@@ -90,8 +137,16 @@ end
 
 for at = 4, #ARGV, 2 do
   local queue, want = ARGV[at], math.min(tonumber(ARGV[at + 1]), budget)
-  if want > 0 and redis.call('SISMEMBER', K.paused, queue) == 0 then look(queue, want) end
+  if redis.call('SISMEMBER', K.paused, queue) == 0 then
+    if want > 0 then
+      look(queue, want)
+    else
+      -- The worker is full before it came to this queue: it must look again, and nobody should count on it.
+      left[#left + 1] = queue
+      redis.call('ZREM', K.sleepers .. queue, worker)
+    end
+  end
 end
 publish(time)
 for queue, count in pairs(running) do redis.call('HINCRBY', K.counts .. queue, 'running', count) end
-return { time, soonest, claims }
+return { time, soonest, claims, left }

@@ -3,7 +3,7 @@
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
 -- returns: nothing; defines now, iso, pair, queue_key, ready_score, channels_of, later, later_delete, flush, emit, publish,
---   wake, settle, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
+--   wake, settle, remember, forget, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
 
 -- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
 local function now()
@@ -151,16 +151,43 @@ local function settle(id, queue, status, result, ttl, time, ...)
   redis.call('HSET', K.task .. id, 'status', status, 'finished_at', time, ...)
 end
 
+-- Notes the error of an attempt that is followed by another: `history` is the inside of a JSON array, shown in a dead letter.
+local function remember(key, attempt, error, time)
+  local history = redis.call('HGET', key, 'history')
+  redis.call('HSET', key, 'history', (history and history .. ',' or '')
+    .. '{"attempt":' .. attempt .. ',"at":"' .. iso(time) .. '","error":' .. error .. '}')
+end
+
+-- Takes a finished task's record away, with its events and every index entry of it. Payload and result stay.
+local function forget(id)
+  local record = redis.call('HMGET', K.task .. id, 'user_id', 'project_id', 'tags', 'enqueued_at', 'parent_id')
+  local user, project, parent = record[1], record[2], record[5]
+  if user then
+    local member = record[4] .. ':' .. id
+    redis.call('ZREM', K.tasks, member)
+    redis.call('ZREM', K.tasks .. ':user:' .. user, member)
+    if project then redis.call('ZREM', K.tasks .. ':project:' .. pair(user, project), member) end
+    for tag in string.gmatch(record[3] or '', '[^\n]+') do
+      redis.call('ZREM', K.tasks .. ':tag:' .. pair(user, tag), member)
+    end
+    if parent then redis.call('SREM', K.children .. parent, id) end
+  end
+  redis.call('DEL', K.task .. id, K.children .. id, K.events .. 'task:' .. id)
+  redis.call('ZREM', K.finished, id)
+end
+
 -- A task that a stock arq client enqueued gets its record.
 local function adopt(id, queue, payload, time)
   local decoded, job = pcall(cjson.decode, payload or '')
   if not decoded or type(job) ~= 'table' then job = {} end
-  local enqueued_at = tonumber(job.et) or time
+  local enqueued_at = math.floor(tonumber(job.et) or time)
+  if not (enqueued_at >= 0 and enqueued_at <= time) then enqueued_at = time end
   redis.call('HSET', K.task .. id, 'status', 'PENDING', 'task', type(job.f) == 'string' and job.f or '?', 'queue', queue,
     'user_id', 'arq', 'enqueued_at', enqueued_at, 'attempt', redis.call('GET', K.retry .. id) or 0)
   local member = string.format('%.0f', enqueued_at) .. ':' .. id
   redis.call('ZADD', K.tasks, 0, member)
   redis.call('ZADD', K.tasks .. ':user:arq', 0, member)
+  redis.call('SADD', K.queues, queue)
   if payload then redis.call('PERSIST', K.job .. id) end
 end
 
@@ -173,6 +200,7 @@ local function cancel_unstarted(id, queue, time, ttl)
     .. string.format('%.0f', time) .. ',"q":' .. cjson.encode(queue_key(queue)) .. ',"id":' .. cjson.encode(id) .. '}', ttl, time,
     'error', error)
   redis.call('DEL', K.retry .. id)
+  redis.call('ZREM', K.promote .. queue, id)
   if record[6] == 'WAITING' then redis.call('HINCRBY', K.counts .. queue, 'waiting', -1) end
   emit(channels_of(id, record[2], record[3]), 'task_cancelled', id, '{}')
 end

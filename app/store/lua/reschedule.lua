@@ -14,13 +14,6 @@ local function next_attempt(payload, due)
   return body .. (body == '{' and '' or ',') .. '"next_attempt_at":"' .. iso(due) .. '"}'
 end
 
--- The errors of earlier attempts, as the inside of a JSON array; a dead letter shows them.
-local function remember(key, attempt, error)
-  local history = redis.call('HGET', key, 'history')
-  redis.call('HSET', key, 'history', (history and history .. ',' or '')
-    .. '{"attempt":' .. attempt .. ',"at":"' .. iso(time) .. '","error":' .. error .. '}')
-end
-
 local function place(id, queue, due, priority)
   if due <= time then
     redis.call('ZADD', queue_key(queue), ready_score(time, priority), id)
@@ -33,10 +26,12 @@ end
 
 local function reschedule(at)
   local id, queue, error, key = ARGV[at], ARGV[at + 2], ARGV[at + 6], K.task .. ARGV[at]
-  local record = redis.call('HMGET', key, 'status', 'lease', 'user_id', 'project_id', 'attempt', 'priority')
+  local record = redis.call('HMGET', key, 'status', 'lease', 'user_id', 'project_id', 'attempt', 'priority', 'cancel')
   if record[1] ~= 'STARTED' or record[2] ~= ARGV[at + 1] then return 0 end
-  local due, attempt = time + tonumber(ARGV[at + 4]), tonumber(record[5])
-  if error ~= '' then remember(key, attempt, error) end
+  -- A task that was cancelled while its attempt ended must not wait out a backoff: its next claim ends it.
+  local delay = record[7] and 0 or tonumber(ARGV[at + 4])
+  local due, attempt = time + delay, tonumber(record[5])
+  if error ~= '' then remember(key, attempt, error, time) end
   if ARGV[at + 5] == '0' then
     attempt = attempt - 1
   end
