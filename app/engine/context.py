@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from loguru import logger
 from pydantic import BaseModel
@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from app.engine.events import MAX_EVENT_BYTES, TYPE, stream_name
 from app.engine.queue import Submission
 from app.engine.registry import Task
-from app.errors import InvalidInput, LeaseLost, NightshiftError, TooLarge
+from app.errors import InvalidInput, LeaseLost, NightshiftError, NotConfigured, TooLarge
 from app.store.scripts import Emit
 
 if TYPE_CHECKING:
@@ -32,8 +32,26 @@ P = TypeVar("P", bound=BaseModel)
 Reporter = Callable[[float, float, str], None]
 
 
+class Resource(Generic[T]):
+    """The name of something that the tasks of a process share, such as a client. `ctx.use` gives the thing itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Resource {self.name}>"
+
+
+Resources = Mapping[Resource[Any], Any]
+
+
 class Services(Protocol):
     """What the worker lends to the contexts of its attempts."""
+
+    @property
+    def resources(self) -> Resources:
+        """What the tasks of this process share."""
+        ...
 
     @property
     def executor(self) -> Executor:
@@ -106,6 +124,12 @@ class TaskContext:
     def log(self) -> Logger:
         """The log; its records carry task, user, project, attempt and correlation id."""
         return logger
+
+    def use(self, resource: Resource[T]) -> T:
+        """What the process opened under this name at its start. Raises `NotConfigured` when it opened nothing."""
+        if resource not in self._services.resources:
+            raise NotConfigured(f"this worker has no {resource.name}")
+        return cast(T, self._services.resources[resource])
 
     async def progress(self, current: float, total: float, label: str = "") -> None:
         """Say how far the task is: `current` of `total` (any unit), and what it does now (200 characters).

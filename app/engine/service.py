@@ -9,11 +9,12 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from app.engine.context import Resources
 from app.engine.dead_letters import DeadLetters
 from app.engine.events import EventLog
 from app.engine.heartbeat import alive_workers
+from app.engine.hub import EventHub
 from app.engine.lane import LaneSettings
-from app.engine.listeners import EventHub
 from app.engine.queue import TaskQueue
 from app.engine.queues import Queues
 from app.engine.registry import Catalogue
@@ -65,8 +66,11 @@ class Engine:
                 return tasks, dead
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[Worker]:
-        """A worker of the lanes that the settings choose. It runs inside the block and drains at its end."""
+    async def worker(self, resources: Resources | None = None) -> AsyncIterator[Worker]:
+        """A worker of the lanes that the settings choose, whose tasks may use `resources`.
+
+        It runs inside the block and drains at its end.
+        """
         waiting = connect(self.url, command_timeout_s=WAIT_S + COMMAND_TIMEOUT_S, max_connections=1)
         settings = self.settings
         worker = Worker(
@@ -80,6 +84,7 @@ class Engine:
             result_ttl_s=settings.result_ttl_s,
             unknown_task_ttl_s=settings.unknown_task_ttl_s,
             cpu_threads=settings.cpu_threads,
+            resources=resources or {},
         )
         try:
             await worker.run()
