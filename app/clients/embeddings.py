@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from app.clients.lexical import hashed_vector
 from app.clients.llm_endpoint import Endpoint
 from app.clients.llm_models import Embeddings, Usage, estimate_tokens
-from app.clients.llm_wire import WireEmbeddings, embedding_body, parse_reply, usage_of
+from app.clients.llm_requests import embedding_body
+from app.clients.llm_wire import WireEmbeddings, parse_reply, usage_of
 from app.errors import MalformedReply
 
 BATCH_TEXTS = 32

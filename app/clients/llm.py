@@ -38,9 +38,10 @@ from app.clients.llm_models import (
     Usage,
     estimate_tokens,
 )
+from app.clients.llm_requests import Dialect, chat_body
 from app.clients.llm_stream import StreamAssembler
 from app.clients.llm_structured import read_structured, schema_of, source_names, with_instructions, with_problem
-from app.clients.llm_wire import Ask, Dialect, JsonObject, WireChat, chat_body, completion_of, parse_reply
+from app.clients.llm_wire import Ask, JsonObject, WireChat, completion_of, parse_reply
 from app.clients.offline import OFFLINE_MODEL, OfflineModel
 from app.clients.sources import Source, Statement, render_sources
 from app.errors import ClientError, InvalidModelOutput, NotConfigured, RemoteStatus, SettingsError
