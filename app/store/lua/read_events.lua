@@ -29,7 +29,9 @@ local position = 0
 while #entries <= limit do
   local page = redis.call('LRANGE', channel, position, position + limit - 1)
   for _, entry in ipairs(page) do
-    if id_of(entry) > ms and #entries <= limit then entries[#entries + 1] = entry end
+    local entry_ms, entry_number = id_of(entry)
+    local is_later = entry_ms > ms or (entry_ms == ms and entry_number > number)
+    if is_later and #entries <= limit then entries[#entries + 1] = entry end
   end
   position = position + limit
   if #page < limit then break end
