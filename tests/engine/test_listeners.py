@@ -253,6 +253,11 @@ async def test_a_long_replay_leaves_room_for_live_events_of_other_channels(engin
     witness = Listener(engine.hub)
     await witness.add(U, U)
     await listener.add(U, U)
+    await append(redis, U, [-1])
+    await take(listener, 1)  # it is live now
+    await listener.add("user:bob", "user:bob", START)
+    await append(redis, U, range(40))
+    await take(witness, 41)
     events = await take(listener, 340)
     assert numbers_of(event for event in events if event.channel == U) == list(range(40))
     assert numbers_of(event for event in events if event.channel == "user:bob") == list(range(300))
