@@ -25,7 +25,7 @@ from arq.connections import ArqRedis, RedisSettings
 from loguru import logger
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -39,6 +39,7 @@ from app.store.pool import (
     TcpConnection,
     TlsConnection,
     UnixConnection,
+    close_sentinels,
 )
 
 T = TypeVar("T")
@@ -133,6 +134,8 @@ async def ride_out_restarts(redis: ArqRedis, url: str) -> None:
         parse_address(url), COMMAND_TIMEOUT_S, MAX_CONNECTIONS, retry=retry, retry_on_error=retried
     )
     await stock.disconnect()
+    if isinstance(stock, SentinelConnectionPool):
+        await close_sentinels(stock)
 
 
 class HostRetry(Retry):

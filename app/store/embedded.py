@@ -55,6 +55,8 @@ LOCK_TIMEOUT_S = 0.5
 """Somebody who only looks at `server.lock` holds it for microseconds; whoever holds it longer is a server."""
 LOG_TAIL_CHARACTERS = 2_000
 
+_in_use: set[EmbeddedServer] = set()
+"""Servers that this process uses; a caller that means to use one until the process ends need not keep the object."""
 _left_running: list[subprocess.Popen[bytes]] = []
 """Children that outlive their use in this process because others need them; held, so that Python does not warn."""
 
@@ -191,11 +193,13 @@ class EmbeddedServer:
             os.close(users)
             raise Unavailable(f"The embedded server of {self.directory} is being ended and does not come to an end")
         self._users = users
+        _in_use.add(self)
 
     def _leave(self) -> None:
         if self._users is not None:
             os.close(self._users)
             self._users = None
+            _in_use.discard(self)
         gone = self._reap()
         if self._watch is not None and gone:
             self._watch.terminate()
@@ -268,9 +272,10 @@ def _await_decision(users: int, server_lock: int) -> None:
 
 
 def attach_or_start(data_dir: Path | str) -> EmbeddedServer:
-    """Use the embedded server of `data_dir`, started if it does not run; `release` it when done. Raises as `use` does.
+    """Use the embedded server of `data_dir`, started if it does not run. Raises as `use` does.
 
-    Blocks for some 30 ms, longer when there is much data to load.
+    `release` it when done; the end of the process does the same. Blocks for some 30 ms, longer when there is much data
+    to load.
     """
     return EmbeddedServer(data_dir).use()
 

@@ -92,22 +92,22 @@ def config_text(directory: Path, address: Path | int, password: str | None) -> s
 
 def answers(address: Path | int, password: str | None) -> bool:
     """Whether a server at `address` has its data loaded and serves commands."""
-    login = f"AUTH {password}\r\n" if password else ""
+    commands = [f"AUTH {password}\r\n", "PING\r\n"] if password else ["PING\r\n"]
     try:
         with socket.socket(socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET) as client:
             client.settimeout(PING_TIMEOUT_S)
             client.connect(str(address) if isinstance(address, Path) else ("127.0.0.1", address))
-            client.sendall(f"{login}PING\r\nQUIT\r\n".encode())
-            return b"+PONG\r\n" in _read_all(client)
+            client.sendall("".join(commands).encode())
+            return _read_lines(client, len(commands))[-1:] == [b"+PONG"]
     except OSError:
         return False
 
 
-def _read_all(client: socket.socket) -> bytes:
+def _read_lines(client: socket.socket, count: int) -> list[bytes]:
     data = b""
-    while chunk := client.recv(1024):
+    while data.count(b"\r\n") < count and (chunk := client.recv(1024)):
         data += chunk
-    return data
+    return data.split(b"\r\n")[:count]
 
 
 def _quoted(path: Path) -> str:

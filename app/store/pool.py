@@ -11,6 +11,9 @@ Four things differ from redis-py 5.3, the first three measured on a `GET` over a
   fifth of the time.
 - A health check tries once. redis-py checks a new connection too, in the middle of its login, and when that fails
   connects again from within, deeper and deeper, for as long as a restarted server is loading its data.
+- What is retried is connecting as a whole: asking the Sentinels, opening the socket, logging in. redis-py repeats the
+  middle part alone, so a server that dies during the login is an error, and one that the Sentinels have replaced is
+  tried for ever.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from redis.asyncio.connection import (
     SSLConnection,
     UnixDomainSocketConnection,
 )
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -53,6 +58,17 @@ class DirectWrite(AbstractConnection):
         # redis-py names some commands by two words, such as SCRIPT LOAD.
         return [hiredis.pack_command((*args[0].split(), *args[1:]) if " " in args[0] else args)]
 
+    async def connect(self) -> None:
+        """Connect and log in, as often as `retry` says. Raises redis-py's errors and OSError."""
+        if self.is_connected:
+            return
+        # Each try is a whole one: what is inside does not repeat its own part of it.
+        patient, self.retry = self.retry, Retry(NoBackoff(), 0)
+        try:
+            await patient.call_with_retry(super().connect, lambda error: self.disconnect(nowait=True))
+        finally:
+            self.retry = patient
+
     async def check_health(self) -> None:
         """Try a connection that was idle for `health_check_interval` with a PING; connect again when it is dead."""
         if not self.health_check_interval or asyncio.get_running_loop().time() < self.next_health_check:
@@ -61,7 +77,7 @@ class DirectWrite(AbstractConnection):
             await self._send_ping()  # type: ignore[no-untyped-call]
         except (RedisConnectionError, RedisTimeoutError):
             await self.disconnect(nowait=True)
-            await self.connect()  # type: ignore[no-untyped-call]
+            await self.connect()
 
     async def on_connect(self) -> None:
         """Log in. A new connection counts as healthy."""
@@ -146,5 +162,10 @@ class BoundedSentinelPool(BoundedPool, SentinelConnectionPool):
         """Close the connections; closing all of them (and not only the idle ones) closes those to the Sentinels too."""
         await super().disconnect(inuse_connections)
         if inuse_connections:
-            for sentinel in self.sentinel_manager.sentinels:
-                await sentinel.aclose()
+            await close_sentinels(self)
+
+
+async def close_sentinels(pool: SentinelConnectionPool) -> None:
+    """Close a pool's connections to the Sentinels, which redis-py leaves open."""
+    for sentinel in pool.sentinel_manager.sentinels:
+        await sentinel.aclose()
