@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,6 +31,9 @@ MAX_BATCH = 1_000
 MAX_PARAMS_BYTES = 1024 * 1024
 MAX_TAGS = 20
 MAX_LIMIT = 200
+MAX_DELAY_S = 10 * 366 * 86_400
+"""Ten years; a task is delayed no longer, be it by `delay_s` or by `run_at`."""
+HIGHEST_PRIORITY = MAX_PRIORITY
 LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 """Project ids, tags and idempotency keys: up to 128 characters, no control characters."""
 TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -291,9 +295,9 @@ def _invalid_params(error: ValidationError) -> InvalidInput:
 def _check(item: Submission) -> None:
     if item.delay_s and item.run_at is not None:
         raise InvalidInput("expected delay_s or run_at, not both", pointer="/run_at")
-    if item.run_at is not None and item.run_at.tzinfo is None:
-        raise InvalidInput("run_at: expected a time with its offset", pointer="/run_at")
-    if not 0 <= item.delay_s <= 10 * 366 * 86_400:
+    if item.run_at is not None:
+        _check_run_at(item.run_at)
+    if not 0 <= item.delay_s <= MAX_DELAY_S:
         raise InvalidInput(f"delay_s={item.delay_s}: expected 0 to ten years", pointer="/delay_s")
     if not 0 <= item.priority <= MAX_PRIORITY:
         raise InvalidInput(f"priority={item.priority}: expected 0 to {MAX_PRIORITY}", pointer="/priority")
@@ -306,6 +310,13 @@ def _check(item: Submission) -> None:
             raise InvalidInput(
                 f"{pointer[1:]}: expected 1 to 128 characters and no control characters", pointer=pointer
             )
+
+
+def _check_run_at(run_at: datetime) -> None:
+    if run_at.tzinfo is None:
+        raise InvalidInput("run_at: expected a time with its offset", pointer="/run_at")
+    if run_at.timestamp() > time.time() + MAX_DELAY_S:
+        raise InvalidInput(f"run_at={run_at.isoformat()}: expected a time within ten years", pointer="/run_at")
 
 
 def _fingerprint(item: Submission, spec: TaskSpec, params: bytes) -> str:

@@ -86,6 +86,8 @@ REDIS_RECONNECTS = Counter(
     "nightshift_redis_reconnects", "Connections to Redis made again after a loss.", registry=REGISTRY
 )
 
+REDIS_UP = Gauge("nightshift_redis_up", "Whether this scrape could read Redis (1) or not (0).", registry=REGISTRY)
+
 # The API.
 
 HTTP_REQUEST_DURATION_S = Histogram(

@@ -86,6 +86,10 @@ class _Family(Collector, Generic[CellT]):
         cell = self._cells.get(values)
         return cell if cell is not None else self._new_cell(values)
 
+    def clear(self) -> None:
+        """Forget all cells: what is read from elsewhere for a scrape must not outlive its subject."""
+        self._cells.clear()
+
     def _new_cell(self, values: tuple[str, ...]) -> CellT:
         if len(values) != len(self.labelnames):
             raise ValueError(f"{self.name}: expected values for {self.labelnames}, got {values}")

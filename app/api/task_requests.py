@@ -1,0 +1,88 @@
+"""Tasks as clients post them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+from pydantic.config import JsonDict
+
+from app.api.dependencies import Label
+from app.engine.queue import HIGHEST_PRIORITY, MAX_BATCH, MAX_DELAY_S, MAX_TAGS, Submission
+from app.engine.registry import MAX_NAME_LENGTH
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+_EXAMPLE: JsonDict = {"task": "system.echo", "params": {"value": "hello"}, "project_id": "apollo", "tags": ["demo"]}
+
+
+def _rfc_3339(value: Any) -> Any:
+    # pydantic would also take numbers, in seconds or milliseconds as their size suggests.
+    if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
+        raise ValueError("expected a time as in RFC 3339, such as 2026-11-21T20:15:00Z")
+    return value
+
+
+class TaskRequest(BaseModel):
+    """A task to run."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+
+    task: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, description="One of `GET /api/task-types`.")
+    params: dict[str, Any] = Field(default_factory=dict, description="As the task's own schema wants them.")
+    project_id: Label | None = None
+    delay_s: float = Field(0.0, ge=0, le=MAX_DELAY_S, strict=True, description="Seconds to wait before it runs.")
+    run_at: Annotated[AwareDatetime, BeforeValidator(_rfc_3339)] | None = Field(
+        None, description="When to run it, with the offset, within ten years; not together with `delay_s`."
+    )
+    priority: StrictInt = Field(0, ge=0, le=HIGHEST_PRIORITY, description="A higher one overtakes in the same queue.")
+    tags: list[Label] = Field(default_factory=list, max_length=MAX_TAGS)
+
+    def submission(self, idempotency_key: str | None = None) -> Submission:
+        """What the engine takes."""
+        return Submission(
+            task=self.task,
+            params=self.params,
+            delay_s=self.delay_s,
+            run_at=self.run_at,
+            priority=self.priority,
+            project_id=self.project_id,
+            tags=tuple(self.tags),
+            idempotency_key=idempotency_key,
+        )
+
+
+class BatchItem(TaskRequest):
+    """A task of a batch."""
+
+    idempotency_key: Label | None = Field(
+        None, description="As the header of a single task: the same key and task again give the first one's id."
+    )
+
+
+class BatchRequest(BaseModel):
+    """Tasks that are accepted together or not at all."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tasks": [_EXAMPLE, _EXAMPLE]}]})
+
+    tasks: list[BatchItem] = Field(min_length=1, max_length=MAX_BATCH)
+
+    def submissions(self) -> list[Submission]:
+        """What the engine takes."""
+        return [item.submission(item.idempotency_key) for item in self.tasks]
+
+
+class BatchAccepted(BaseModel):
+    """The tasks of a batch."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"task_ids": ["019ab3f0c1d2004f8b6d4e1c9a7f0325"]}]})
+
+    task_ids: list[str] = Field(description="In the order of the request.")
+
+
+class RetryRequest(BaseModel):
+    """What to change when a task runs again."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"params": {"value": "again"}}]})
+
+    params: dict[str, Any] | None = Field(None, description="Instead of the old ones.")
