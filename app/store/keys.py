@@ -74,6 +74,11 @@ ALL_TASKS: Final = PREFIXES["tasks"]
 ALL_DEAD: Final = PREFIXES["dead"]
 
 
+def host_health(hostname: str) -> str:
+    """What `arq --check` looks for: one per host, so that a container is judged by its own worker."""
+    return f"{HOST_QUEUE}:{hostname}:health-check"
+
+
 def queue(name: str) -> str:
     """The sorted set of a queue. `default` is the queue that arq's clients use when they name none."""
     return QUEUE if name == DEFAULT_QUEUE else f"{QUEUE}:{name}"
