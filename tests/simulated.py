@@ -46,6 +46,7 @@ def new_task(task_id: str, **changes: Any) -> NewTask:
         "idempotency_key": "",
         "fingerprint": "",
         "extra": b"",
+        "parent_token": None,
     }
     return NewTask(id=task_id, **values | changes)
 

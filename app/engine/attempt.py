@@ -205,9 +205,7 @@ class Attempt:
         return _handed_back(error, min(max(age_s / 4, low), high))
 
     def _params(self, spec: TaskSpec) -> BaseModel:
-        payload = wire.decode_payload(self.claim.payload)
-        # A stock client may pass positional arguments: they are the model's fields in order.
-        values = dict(zip(spec.params.model_fields, payload.args, strict=False)) | payload.kwargs
+        values = wire.decode_payload(self.claim.payload).params(spec.param_names)
         try:
             return spec.params.model_validate(values)
         except ValidationError as error:
@@ -282,7 +280,7 @@ def _percent(fields: dict[str, str]) -> float:
 
 def _result_json(spec: TaskSpec, value: Any) -> bytes:
     try:
-        data = spec.result.dump_json(spec.result.validate_python(value))
+        data = spec.result.dump_json(spec.result.validate_python(value), by_alias=True)
     except (ValidationError, PydanticSerializationError) as error:
         raise InvalidResult(f"{spec.name} returned what its result type does not accept: {error}") from error
     if len(data) > MAX_RESULT_BYTES:

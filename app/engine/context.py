@@ -185,6 +185,7 @@ class TaskContext:
             idempotency_key=f"{info.task_id}/{idempotency_key}" if idempotency_key else None,
             parent_id=info.task_id,
             root_id=info.root_id or info.task_id,
+            parent_token=info.token,
         )
         return await self._services.start(child, info.user_id, info.correlation_id)
 

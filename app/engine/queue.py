@@ -16,13 +16,13 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from app.engine import wire
+from app.engine import stock, wire
 from app.engine.batch import Batcher
-from app.engine.job import ErrorInfo, Status, TaskRecord, fields_of, moment, new_task_id, record_of
+from app.engine.job import Status, TaskRecord, fields_of, moment, new_task_id, record_of
 from app.engine.registry import Catalogue, TaskSpec
-from app.errors import Conflict, InvalidInput, NotFound, QueueFull, TooLarge
+from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, QueueFull, TooLarge, UnknownTask
 from app.store import keys
 from app.store.connection import CONNECTION_ERRORS
 from app.store.scripts import MAX_PRIORITY, NewTask, Scripts
@@ -39,6 +39,9 @@ LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 QUEUE_FULL_RETRY_S = 5.0
 RECONNECT_PAUSES_S = (0.05, 0.5)
+TASK_WEIGHT_BYTES = 4 * 1024
+"""What a task weighs besides its payload, so that one script call accepts some 4,000 tasks and not 128 batches of
+1,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Submission:
     parent_id: str | None = None
     root_id: str | None = None
     retry_of: str | None = None
+    parent_token: int | None = None
+    """Lease token of the attempt that starts this task as a child."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ class TaskQueue:
         self._max_depth = max_depth
         self._ttl_ms = int(result_ttl_s * 1000)
         self._groups: Batcher[Sequence[NewTask], list[Any]] = Batcher(
-            self._commit, weigh=lambda group: sum(len(item.payload) for item in group)
+            self._commit, weigh=lambda group: sum(TASK_WEIGHT_BYTES + len(item.payload) for item in group)
         )
 
     async def enqueue(self, submission: Submission, *, user_id: str, correlation_id: str | None = None) -> Accepted:
@@ -134,8 +139,10 @@ class TaskQueue:
             record = record_of(task_id, fields_of(fields))
             if result and not score and not record.status.is_finished:
                 record = await self._settle_stock(record, result)
-        elif payload or result:
-            record = _stock_record(task_id, queue.decode(), payload, result, score)
+        elif result:
+            record = stock.finished_record(task_id, queue.decode(), result)
+        elif payload:
+            record = stock.queued_record(task_id, queue.decode(), payload, score)
         else:
             raise _not_found(task_id)
         if user_id is not None and record.user_id != user_id:
@@ -158,17 +165,15 @@ class TaskQueue:
         Raises `NotFound`, or `Conflict` when the task is finished.
         """
         await self.get(task_id, user_id=user_id)
-        states, rest = await self._scripts.cancel([task_id], self._ttl_ms)
-        while rest:
-            _, rest = await self._scripts.cancel([item.decode() for item in rest], self._ttl_ms)
+        state = (await self._scripts.cancel([task_id], self._ttl_ms))[0]
         record = await self.get(task_id, user_id=user_id)
-        if states[0] == b"finished":
+        if state == b"finished":
             raise Conflict(f"task {task_id} is finished ({record.status}) and cannot be cancelled")
         return record
 
     async def abort(self, task_ids: Sequence[str]) -> None:
         """Cancel tasks that arq's own clients marked for it, and take the marks away."""
-        states, _ = await self._scripts.cancel(task_ids, self._ttl_ms)
+        states = await self._scripts.cancel(task_ids, self._ttl_ms)
         done = [task_id for task_id, state in zip(task_ids, states, strict=True) if state != b"missing"]
         if done:
             await self._scripts.redis.zrem(keys.ABORT, *done)
@@ -188,9 +193,10 @@ class TaskQueue:
         record = await self.get(task_id, user_id=user_id)
         if not record.status.is_finished:
             raise Conflict(f"task {task_id} is not finished ({record.status}); only a finished task can run again")
+        spec = self.catalogue[record.task].spec
         again = Submission(
             task=record.task,
-            params=await self._old_params(task_id) if params is None else params,
+            params=await self._old_params(task_id, spec) if params is None else params,
             priority=record.priority,
             project_id=record.project_id,
             tags=record.tags,
@@ -198,24 +204,25 @@ class TaskQueue:
         )
         return await self.enqueue(again, user_id=record.user_id, correlation_id=correlation_id)
 
-    async def _old_params(self, task_id: str) -> dict[str, Any]:
+    async def _old_params(self, task_id: str, spec: TaskSpec) -> dict[str, Any]:
         # A task that was cancelled before it began still has its payload; any other left its parameters in the result.
         payload, result = await self._scripts.redis.mget(keys.job(task_id), keys.result(task_id))
-        if payload:
-            return wire.decode_payload(payload).kwargs
-        if result:
-            return dict(from_json(result)["k"])
+        if payload or result:
+            return wire.decode_payload(payload or result).params(spec.param_names)
         raise NotFound(f"the parameters of task {task_id} are not kept any more")
 
     async def _settle_stock(self, record: TaskRecord, result: bytes) -> TaskRecord:
-        finished = _stock_record(record.task_id, record.queue, b"", result, b"")
+        finished = stock.finished_record(record.task_id, record.queue, result)
+        error = finished.error.to_json() if finished.error else b""
         await self._scripts.settle_stock(
             record.task_id,
             status=finished.status,
-            error=finished.error.to_json() if finished.error else b"",
+            error=error,
             finished_ms=int(finished.finished_at.timestamp() * 1000) if finished.finished_at else 0,
             attempt=finished.attempt,
             ttl_ms=self._ttl_ms,
+            event_type=stock.EVENTS[finished.status],
+            event=to_json({"error": from_json(error)} if error else {"result": None, "result_bytes": len(result)}),
         )
         return replace(
             record,
@@ -229,19 +236,18 @@ class TaskQueue:
     async def _commit(self, groups: Sequence[Sequence[NewTask]]) -> list[list[Any]]:
         for pause_s in RECONNECT_PAUSES_S:
             try:
-                return _answers(groups, await self._scripts.enqueue(groups, self._max_depth))
+                return await self._scripts.enqueue(groups, self._max_depth)
             except CONNECTION_ERRORS:
-                # The reply may be lost rather than the request. The ids are ours and new, so after a repeated call
-                # "exists" can only mean that the first one was carried out.
+                # The reply may be lost rather than the request; the script sees by the ids that it was carried out.
                 await asyncio.sleep(pause_s)
-        return _answers(groups, await self._scripts.enqueue(groups, self._max_depth))
+        return await self._scripts.enqueue(groups, self._max_depth)
 
     def _prepare(self, item: Submission, user_id: str, correlation_id: str | None, at: str) -> NewTask:
         try:
             spec = self.catalogue[item.task].spec
             params = _validated(spec, item.params)
             _check(item)
-        except (InvalidInput, NotFound) as error:
+        except (InvalidInput, TooLarge, UnknownTask) as error:
             error.pointer = f"{at}{error.pointer or ''}"
             raise
         return _new_task(item, spec, params, user_id, correlation_id)
@@ -270,6 +276,7 @@ def _new_task(item: Submission, spec: TaskSpec, params: bytes, user_id: str, cor
         idempotency_key=item.idempotency_key or "",
         fingerprint=_fingerprint(item, spec, params) if item.idempotency_key else "",
         extra=to_json(extra),
+        parent_token=item.parent_token,
     )
 
 
@@ -279,7 +286,10 @@ def _validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
             params = spec.params.model_validate(params)
         except ValidationError as error:
             raise _invalid_params(error) from None
-    data = params.__pydantic_serializer__.to_json(params)
+    try:
+        data = params.__pydantic_serializer__.to_json(params, by_alias=True)
+    except PydanticSerializationError as error:
+        raise InvalidInput(f"params: expected values that JSON can hold: {error}", pointer="/params") from None
     if len(data) > MAX_PARAMS_BYTES:
         raise TooLarge(f"params of {len(data)} bytes exceed the bound of {MAX_PARAMS_BYTES} bytes", pointer="/params")
     return data
@@ -325,22 +335,14 @@ def _fingerprint(item: Submission, spec: TaskSpec, params: bytes) -> str:
     return hashlib.sha256(rest + params).hexdigest()[:32]
 
 
-def _answers(groups: Sequence[Sequence[NewTask]], replies: Sequence[list[Any]]) -> list[list[Any]]:
-    return [_as_accepted(group, reply) for group, reply in zip(groups, replies, strict=True)]
-
-
-def _as_accepted(group: Sequence[NewTask], reply: list[Any]) -> list[Any]:
-    if reply[0] == b"exists":
-        return [b"ok", 0, *([item.id.encode(), 1] for item in group)]
-    return reply
-
-
 def _refusal(reply: list[Any]) -> Exception:
     kind, value = reply[0], reply[1].decode()
     if kind == b"full":
         return QueueFull(f"queue {value!r} is full; nothing was enqueued", retry_after_s=QUEUE_FULL_RETRY_S)
     if kind == b"conflict":
         return Conflict(f"idempotency key {value!r} was used for another request")
+    if kind == b"stale":
+        return LeaseLost(f"another attempt owns task {value}; this one starts no more children")
     return Conflict(f"task {value} is cancelled and starts no more children")
 
 
@@ -364,33 +366,3 @@ def _index_for(wanted: Filter, user_id: str | None) -> tuple[str, list[tuple[str
 
 def _result_of(result: bytes) -> Any:
     return from_json(result)["r"]
-
-
-def _stock_record(task_id: str, queue: str, payload: bytes, result: bytes, score: bytes) -> TaskRecord:
-    """A task that only arq's own keys know."""
-    fields: dict[str, str] = {"queue": queue or keys.DEFAULT_QUEUE, "user_id": "arq", "status": Status.PENDING}
-    if result:
-        done = _decoded(
-            result, {"f": "?", "r": "the result is not JSON", "s": False, "t": 0, "st": 0, "ft": 0, "et": 0}
-        )
-        error = done["r"] if isinstance(done["r"], dict) else {"message": str(done["r"])}
-        info = ErrorInfo(str(error.get("type", "Error")), str(error.get("message", "")), False, {})
-        fields |= {
-            "status": Status.SUCCESS if done["s"] else Status.FAILURE,
-            "error": "" if done["s"] else info.to_json().decode(),
-            "started_at": str(done["st"]),
-            "finished_at": str(done["ft"]),
-            "attempt": str(done["t"]),
-        }
-    else:
-        done = _decoded(payload, {"f": "?", "et": 0})
-    fields |= {"task": str(done["f"]), "enqueued_at": str(done["et"])}
-    record = record_of(task_id, fields)
-    return replace(record, due_at=moment(score.decode())) if score else record
-
-
-def _decoded(data: bytes, otherwise: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(from_json(data))
-    except (ValueError, TypeError):
-        return otherwise

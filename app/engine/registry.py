@@ -49,6 +49,11 @@ class TaskSpec:
     limits: Limits
     summary: str
 
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """The parameters as they are called in JSON, in order."""
+        return tuple(field.alias or name for name, field in self.params.model_fields.items())
+
 
 class Task(Generic[P, R]):
     """A declared task. Call it like the function that it decorates; pass it to `ctx.start` in place of its name."""
@@ -115,6 +120,10 @@ def _types_of(name: str, function: Callable[..., Any]) -> tuple[type[BaseModel],
     params = hints.get(names[1]) if len(names) == 2 else None
     if not (isinstance(params, type) and issubclass(params, BaseModel)):
         raise SettingsError(f"task {name!r}: expected (ctx, params) where params is annotated with a pydantic model")
+    for field_name, field in params.model_fields.items():
+        # What a client posts is written by the enqueue and read by the worker.
+        if field.validation_alias != field.serialization_alias:
+            raise SettingsError(f"task {name!r}: expected {field_name!r} to have one alias for reading and writing")
     if "return" not in hints:
         raise SettingsError(f"task {name!r}: expected an annotated result")
     return params, TypeAdapter(hints["return"])

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from app.errors import TaskError, UndecodablePayload
+from app.errors import InvalidInput, TaskError, UndecodablePayload
 
 
 class RemoteTaskFailed(TaskError):
@@ -37,6 +38,18 @@ class Payload:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     enqueued_ms: int
+
+    def params(self, names: Sequence[str]) -> dict[str, Any]:
+        """The arguments by name; positional ones are the parameters in their order, called `names`.
+
+        Raises `InvalidInput` when there are too many, or one is given twice.
+        """
+        if len(self.args) > len(names):
+            raise InvalidInput(f"{len(self.args)} positional arguments: {self.task} has {len(names)} parameters")
+        values = dict(zip(names, self.args, strict=False))
+        if twice := values.keys() & self.kwargs.keys():
+            raise InvalidInput(f"{', '.join(sorted(twice))}: given by position and by name")
+        return values | self.kwargs
 
 
 def encode_payload(task: str, params: bytes) -> bytes:
@@ -69,8 +82,10 @@ def encode_result(
 ) -> bytes:
     """A result record. `result` is JSON: the value, or the error record. `payload` is the task's, as it was stored."""
     try:
-        job = from_json(payload) if payload else {}
+        job = from_json(payload)
     except ValueError:
+        job = None
+    if not isinstance(job, dict):
         job = {}
     head = to_json(
         {

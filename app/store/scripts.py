@@ -63,6 +63,7 @@ class NewTask:
     idempotency_key: str
     fingerprint: str
     extra: bytes
+    parent_token: int | None
 
     def args(self) -> tuple[Arg, ...]:
         """The flat form of the script."""
@@ -70,6 +71,7 @@ class NewTask:
             *(self.id, self.task, self.queue, self.payload, "" if self.at_ms is None else self.at_ms, self.delay_ms),
             *(self.priority, self.user_id, self.project_id, self.parent_id, self.root_id, self.tags),
             *(self.idempotency_key, self.fingerprint, self.extra),
+            "" if self.parent_token is None else self.parent_token,
         )
 
 
@@ -201,10 +203,14 @@ class Scripts:
         replies: list[int] = await self._run("emit", list(chain.from_iterable(item.args() for item in items)))
         return replies
 
-    async def cancel(self, ids: Sequence[str], ttl_ms: int) -> tuple[list[bytes], list[bytes]]:
-        """Cancel tasks and their children. Returns a state per id, and the descendants left for a further call."""
-        states, rest = await self._run("cancel", [ttl_ms, CANCEL_BOUND, *ids])
-        return states, rest
+    async def cancel(self, ids: Sequence[str], ttl_ms: int) -> list[bytes]:
+        """Cancel tasks and all their descendants, in as many calls as it takes. Returns a state per id."""
+        states, rest = await self._run("cancel", [ttl_ms, CANCEL_BOUND, 0, *ids])
+        while rest:
+            batch, rest = rest[-CANCEL_BOUND:], rest[:-CANCEL_BOUND]
+            _, more = await self._run("cancel", [ttl_ms, CANCEL_BOUND, 1, *batch])
+            rest += more
+        return list(states)
 
     async def read_task(self, task_id: str, *, with_result: bool) -> tuple[Fields, bytes, bytes, bytes, bytes]:
         """A task's record, result, payload, score and queue; empty where there is none."""
@@ -212,10 +218,20 @@ class Scripts:
         return record, result, payload, score, queue
 
     async def settle_stock(
-        self, task_id: str, *, status: str, error: bytes, finished_ms: int, attempt: int, ttl_ms: int
+        self,
+        task_id: str,
+        *,
+        status: str,
+        error: bytes,
+        finished_ms: int,
+        attempt: int,
+        ttl_ms: int,
+        event_type: str,
+        event: bytes,
     ) -> bool:
         """End the record of a task that a stock worker finished."""
-        return bool(await self._run("settle_stock", [task_id, status, error, finished_ms, attempt, ttl_ms]))
+        args: list[Arg] = [task_id, status, error, finished_ms, attempt, ttl_ms, event_type, event]
+        return bool(await self._run("settle_stock", args))
 
     async def list_tasks(
         self, index: str, cursor: str, limit: int, wanted: Iterable[tuple[str, str]]

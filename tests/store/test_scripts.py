@@ -244,7 +244,7 @@ async def test_a_task_cancelled_while_its_attempt_ended_does_not_wait_out_its_ba
 ) -> None:
     await put(scripts, new_task("t1"))
     (held,) = await claim(scripts)
-    assert (await scripts.cancel(["t1"], DAY_MS))[0] == [b"requested"]
+    assert await scripts.cancel(["t1"], DAY_MS) == [b"requested"]
     await scripts.reschedule([again(held, delay_ms=600_000)])
     (next_one,) = await claim(scripts)
     assert next_one.fields["cancel"] == "1"

@@ -4,12 +4,13 @@
 -- requests that are ready at once share one call this way.
 --
 -- KEYS: none
--- ARGV: max_depth, then for each group: number of tasks, then for each task 15 values:
+-- ARGV: max_depth, then for each group: number of tasks, then for each task 16 values:
 --   id, task, queue, payload, at (Unix ms, or '' for now), delay_ms, priority, user, project, parent, root, tags
---   (joined by a newline), idempotency key, fingerprint of the request, extra fields (flat JSON array of names and values)
--- returns: for each group {'ok', time (Unix ms), {id, 0 or 1 (created)} ...}, {'full', queue}, {'conflict', idempotency key},
---   {'cancelled', parent}, or {'exists', id}
-local FIELDS = 15
+--   (joined by a newline), idempotency key, fingerprint of the request, extra fields (flat JSON array of names and values),
+--   lease token of the parent's attempt that starts the task ('' where no attempt does)
+-- returns: for each group {'ok', time (Unix ms; 0 where this call repeats one that was carried out), {id, 0 or 1 (created)} ...},
+--   {'full', queue}, {'conflict', idempotency key}, {'cancelled', parent} or {'stale', parent}
+local FIELDS = 16
 local time = now()
 local max_depth = tonumber(ARGV[1])
 
@@ -21,7 +22,15 @@ local function depth_of(queue)
   return depth[queue]
 end
 
--- Looks at one task of a group. Returns an error reply, or the id of the task that its key already made.
+-- Why a task may not be started under its parent.
+local function refuse_child(parent, token)
+  local state = redis.call('HMGET', K.task .. parent, 'cancel', 'status', 'lease')
+  if token ~= '' and (state[2] ~= 'STARTED' or state[3] ~= token) then return { 'stale', parent } end
+  if state[1] or state[2] == 'CANCELLED' then return { 'cancelled', parent } end
+end
+
+-- Looks at one task of a group. Returns an error reply, or the id of the task that its key already made. Ids are new, so a
+-- task that exists is one that this call made when it was carried out before, and its reply was lost.
 local function check(at)
   local id, user, parent, key = ARGV[at], ARGV[at + 7], ARGV[at + 9], ARGV[at + 12]
   if key ~= '' then
@@ -32,11 +41,8 @@ local function check(at)
       return nil, old
     end
   end
-  if redis.call('EXISTS', K.task .. id, K.job .. id, K.result .. id) > 0 then return { 'exists', id } end
-  if parent ~= '' then
-    local state = redis.call('HMGET', K.task .. parent, 'cancel', 'status')
-    if state[1] or state[2] == 'CANCELLED' then return { 'cancelled', parent } end
-  end
+  if redis.call('EXISTS', K.task .. id, K.job .. id, K.result .. id) > 0 then return nil, id end
+  if parent ~= '' then return refuse_child(parent, ARGV[at + 15]) end
 end
 
 -- Positions of the optional fields of a record; an empty one, and priority 0, is not stored.
@@ -115,16 +121,13 @@ local function write(at, ready)
     '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}')
 end
 
--- Two tasks of one group under one new key: the second is the first again.
-local function twin(at, first_at)
-  local key, user = ARGV[at + 12], ARGV[at + 7]
-  local other = key ~= '' and first_at[pair(user, key)]
-  if not other then
-    if key ~= '' then first_at[pair(user, key)] = at end
-    return nil
-  end
-  if ARGV[other + 13] ~= ARGV[at + 13] then return { 'conflict', key } end
-  return nil, ARGV[other]
+-- Two tasks of one group under one key: the second is the first again. `made` holds fingerprint and id by key.
+local function twin(at, made)
+  local key = ARGV[at + 12]
+  local first = key ~= '' and made[pair(ARGV[at + 7], key)]
+  if not first then return nil end
+  if first[1] ~= ARGV[at + 13] then return { 'conflict', key } end
+  return nil, first[2]
 end
 
 local function is_full(fresh)
@@ -137,13 +140,16 @@ local function is_full(fresh)
 end
 
 local function accept(first, count, ready)
-  local first_at, reply, fresh = {}, { 'ok', time }, {}
+  local made, reply, fresh = {}, { 'ok', time }, {}
   for n = 0, count - 1 do
     local at = first + n * FIELDS
-    local refusal, old = twin(at, first_at)
+    local id, key = ARGV[at], ARGV[at + 12]
+    local refusal, old = twin(at, made)
     if not refusal and not old then refusal, old = check(at) end
     if refusal then return refusal end
-    reply[n + 3] = { old or ARGV[at], old and 0 or 1 }
+    reply[n + 3] = { old or id, (old or id) == id and 1 or 0 }
+    if key ~= '' then made[pair(ARGV[at + 7], key)] = { ARGV[at + 13], old or id } end
+    if old == id then reply[2] = 0 end
     if not old then fresh[#fresh + 1] = at end
   end
   local full = is_full(fresh)

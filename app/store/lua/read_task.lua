@@ -9,7 +9,7 @@ local record = redis.call('HGETALL', K.task .. id)
 local fields = {}
 for at = 1, #record, 2 do fields[record[at]] = record[at + 1] end
 local result, payload, score, queue = '', '', '', fields.queue or ''
-local stock = not fields.status or fields.status == 'PENDING' or fields.status == 'RETRY'
+local stock = not fields.status or fields.status == 'PENDING' or fields.status == 'RETRY' or fields.status == 'STARTED'
 if ARGV[2] == '1' or stock then result = redis.call('GET', K.result .. id) or '' end
 if not fields.status then
   payload = redis.call('GET', K.job .. id) or ''
