@@ -14,8 +14,11 @@ ADMIN_SCOPE = "admin"
 MAX_CREDENTIALS_CHARS = 8_192
 """Longer credentials are refused unread: parsing them would be work that a stranger can ask for."""
 
-NAME_PATTERN = r"^[A-Za-z0-9._@:-]{1,128}$"
+NAME_PATTERN = r"^[A-Za-z0-9._@:|-]{1,128}$"
 """User ids and scopes: what can stand in a Redis key, a log line and a header without quoting."""
+
+RESERVED_NAMES = frozenset({"arq"})
+"""Nobody's: `arq` owns the tasks that stock arq clients enqueue, which only an admin sees."""
 
 _NAME = re.compile(NAME_PATTERN)
 
@@ -41,13 +44,15 @@ class Principal:
 
 def is_name(value: str) -> bool:
     """Whether a value can be a user id or a scope."""
-    return _NAME.fullmatch(value) is not None
+    return _NAME.fullmatch(value) is not None and value not in RESERVED_NAMES
 
 
 def check_name(kind: str, value: str) -> str:
     """The value itself. Raises `InvalidInput`, naming the `kind`, when it can be neither user id nor scope."""
     if not is_name(value):
-        raise InvalidInput(f"{kind} {value!r}: expected 1 to 128 characters out of A-Z a-z 0-9 . _ @ : -")
+        raise InvalidInput(
+            f"{kind} {value!r}: expected 1 to 128 characters out of A-Z a-z 0-9 . _ @ : | -, and not arq"
+        )
     return value
 
 

@@ -20,7 +20,7 @@ from app.api.api_keys import create_key, revoke_key
 from app.api.auth import Caller, OffAuthenticator, Principal, make_authenticator, require_scope
 from app.api.jwt import JwtAuthenticator
 from app.api.key_auth import KeyAuthenticator
-from app.api.principal import MAX_CREDENTIALS_CHARS
+from app.api.principal import MAX_CREDENTIALS_CHARS, is_name
 from app.api.problems import install_problem_handlers
 from app.errors import Forbidden, SettingsError, Unauthorized, Unavailable
 from app.settings import Settings
@@ -326,3 +326,12 @@ def test_openapi_says_where_credentials_are_needed(path: Path) -> None:
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     assert document["paths"]["/me"]["get"]["security"] == [{"bearer": []}]
     assert "security" not in document["paths"]["/healthz"]["get"]
+
+
+@pytest.mark.parametrize(
+    ("user_id", "usable"), [("auth0|123", True), ("ada@example.org", True), ("arq", False), ("", False)]
+)
+def test_user_ids_of_identity_providers_are_taken_and_that_of_stock_clients_is_nobodys(
+    user_id: str, usable: bool
+) -> None:
+    assert is_name(user_id) is usable
