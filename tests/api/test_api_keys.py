@@ -105,7 +105,7 @@ def test_no_file_is_no_keys(path: Path) -> None:
         revoke_key(path, "0123456789abcdef")
 
 
-@pytest.mark.parametrize("user_id", ["", "a b", "a/b", "ä", "a\n", "x" * 129, "a|b"])
+@pytest.mark.parametrize("user_id", ["", "a b", "a/b", "ä", "a\n", "x" * 129, "arq"])
 def test_a_user_id_that_cannot_be_is_refused(path: Path, user_id: str) -> None:
     with pytest.raises(InvalidInput, match=r"^user id "):
         create_key(path, user_id)
