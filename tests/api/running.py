@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from redis.asyncio import Redis
 
 from app.api.api_keys import create_key
 from app.engine.lane import LaneSettings
@@ -72,3 +74,56 @@ def _client(app: FastAPI, key: str | None = None) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers, timeout=60)
+
+
+async def everything(redis: Redis) -> dict[bytes, bytes]:
+    """All that Redis holds, to be compared before and after."""
+    return {key: await redis.dump(key) async for key in redis.scan_iter(count=1_000)}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path, as OpenAPI describes it."""
+
+    method: str
+    path: str
+    spec: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.method.upper()} {self.path}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it asks for no credentials."""
+        return not self.spec.get("security")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it may answer with events that do not end."""
+        return any("text/event-stream" in answer.get("content", {}) for answer in self.spec["responses"].values())
+
+    @property
+    def body(self) -> Any:
+        """A body that the route takes, from its examples; None: it takes none."""
+        content = self.spec.get("requestBody", {}).get("content", {}).get("application/json")
+        if content is None:
+            return None
+        references = [
+            part["$ref"] for part in (content["schema"], *content["schema"].get("anyOf", ())) if "$ref" in part
+        ]
+        return documented()["components"]["schemas"][references[0].rpartition("/")[2]]["examples"][0]
+
+
+@cache
+def documented() -> dict[str, Any]:
+    """The OpenAPI document of the API."""
+    return app_on("redis://127.0.0.1:1", Path("no-such-file")).openapi()
+
+
+def operations() -> list[Operation]:
+    """Every operation that OpenAPI describes."""
+    return [
+        Operation(method, path, spec)
+        for path, methods in documented()["paths"].items()
+        for method, spec in methods.items()
+    ]
