@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote
 
@@ -34,24 +34,30 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A git process that ended with an error; `stderr` is already redacted."""
+    """A git process that ended with an error."""
 
     command: str
     status: int
-    stderr: str
+    stderr: str = field(repr=False)
+    """As git wrote it: taking a short secret out first could spoil the words that the rules look for."""
     url: RepositoryUrl | None = None
-    authenticated: bool = False
-    """Whether credentials for the host were there to be used."""
+    secret: str = field(default="", repr=False)
+    """The token that git was given for the host; empty: none."""
+
+    def said(self, text: str) -> str:
+        """The end of what git said, redacted, without `fatal:`, hints and empty lines."""
+        lines = (re.sub(r"^(fatal|error): ", "", line.strip()) for line in redact(text, self.secret).splitlines())
+        joined = "; ".join(line for line in lines if line and not line.startswith("hint: "))
+        return joined[-MAX_SHOWN_CHARS:] or "git said nothing"
 
 
 _Make = Callable[[Failure, re.Match[str]], ClientError]
 
 
-def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Take secrets, also percent- or base64-encoded, logins in URLs and control characters out of a text."""
-    for secret in secrets:
-        for form in _forms(secret):
-            text = text.replace(form, _HIDDEN)
+def redact(text: str, secret: str = "") -> str:
+    """Take a secret, also percent- or base64-encoded, logins in URLs and control characters out of a text."""
+    for form in _forms(secret):
+        text = text.replace(form, _HIDDEN)
     return _CONTROL.sub("", _USERINFO.sub(f"://{_HIDDEN}@", text))
 
 
@@ -60,14 +66,8 @@ def classify(failure: Failure) -> ClientError:
     for pattern, make in _RULES:
         if match := pattern.search(failure.stderr):
             return make(failure, match)
-    return GitFailed(f"git {failure.command} ended with status {failure.status}: {said(failure.stderr)}")
-
-
-def said(stderr: str) -> str:
-    """The end of what git said, without the `fatal:` and the empty lines."""
-    lines = (re.sub(r"^(fatal|error): ", "", line.strip()) for line in stderr.splitlines())
-    text = "; ".join(line for line in lines if line and not line.startswith("hint: "))
-    return text[-MAX_SHOWN_CHARS:] or "git said nothing"
+    said = failure.said(failure.stderr)
+    return GitFailed(f"git {failure.command} ended with status {failure.status}: {said}")
 
 
 def _forms(secret: str) -> Iterable[str]:
@@ -83,7 +83,7 @@ def _credentials(failure: Failure, _match: re.Match[str]) -> ClientError:
     where = _where(failure)
     if failure.url and failure.url.scheme is Scheme.SSH:
         return CredentialsRefused(f"{where}: the host accepts no ssh key of this service; register one there")
-    if failure.authenticated:
+    if failure.secret:
         return CredentialsRefused(f"{where}: the host refuses NIGHTSHIFT_GIT_TOKEN, or it has no right to do this")
     host = failure.url.authority if failure.url else "its host"
     return CredentialsRefused(
@@ -96,18 +96,23 @@ def _repository(failure: Failure, _match: re.Match[str]) -> ClientError:
     return RepositoryNotFound(f"{_where(failure)}: no such repository, or it is hidden from these credentials")
 
 
-def _workspace(_failure: Failure, _match: re.Match[str]) -> ClientError:
-    return RepositoryNotFound("the workspace is not a git repository")
+def _workspace(failure: Failure, match: re.Match[str]) -> ClientError:
+    return _damaged(failure, match) or RepositoryNotFound("the workspace is not a git repository")
 
 
 def _ref(failure: Failure, match: re.Match[str]) -> ClientError:
-    return RefNotFound(f"{_where(failure)}: no such branch, tag or commit ({said(match.group())})")
+    return RefNotFound(f"{_where(failure)}: no such branch, tag or commit ({failure.said(match.group())})")
 
 
 def _object(failure: Failure, match: re.Match[str]) -> ClientError:
-    if failure.url:
-        return GitFailed(f"{failure.url.canonical}: its mirror here is damaged ({said(match.group())})")
-    return _ref(failure, match)
+    return _damaged(failure, match) or _ref(failure, match)
+
+
+def _damaged(failure: Failure, match: re.Match[str]) -> ClientError | None:
+    """Commands that talk to a remote run in directories of our own, so it is those that lack something."""
+    if not failure.url:
+        return None
+    return GitFailed(f"{failure.url.canonical}: its mirror here is damaged ({failure.said(match.group())})")
 
 
 def _status(failure: Failure, match: re.Match[str]) -> ClientError:
@@ -116,11 +121,11 @@ def _status(failure: Failure, match: re.Match[str]) -> ClientError:
 
 
 def _timeout(failure: Failure, match: re.Match[str]) -> ClientError:
-    return RemoteTimeout(f"{_where(failure)}: {said(match.group())}")
+    return RemoteTimeout(f"{_where(failure)}: {failure.said(match.group())}")
 
 
 def _unreachable(failure: Failure, match: re.Match[str]) -> ClientError:
-    return RemoteUnreachable(f"{_where(failure)}: {said(match.group())}")
+    return RemoteUnreachable(f"{_where(failure)}: {failure.said(match.group())}")
 
 
 def _host_key(failure: Failure, _match: re.Match[str]) -> ClientError:
@@ -128,7 +133,7 @@ def _host_key(failure: Failure, _match: re.Match[str]) -> ClientError:
 
 
 def _certificate(failure: Failure, match: re.Match[str]) -> ClientError:
-    return GitFailed(f"{_where(failure)}: the host's certificate is not trusted ({said(match.group())})")
+    return GitFailed(f"{_where(failure)}: the host's certificate is not trusted ({failure.said(match.group())})")
 
 
 def _rule(pattern: str, make: _Make) -> tuple[re.Pattern[str], _Make]:

@@ -3,8 +3,8 @@
 Invariants:
 - The loop is never blocked: pipes are read by callbacks, and nothing here waits in a thread.
 - Whatever ends the call early (a cancellation, a time limit, too much output, an error in the progress callback), the
-  whole process group is gone when the call returns: TERM first, because git then removes its lock and temporary files,
-  and KILL after `GRACE_S`. Helpers such as `git-remote-https` and `ssh` are in the same group.
+  process is gone when the call returns, and its whole group was killed: TERM first, because git then removes its lock
+  and temporary files, and KILL after `GRACE_S`. Helpers such as `git-remote-https` and `ssh` are in the same group.
 - What git leaves running behind its back is killed in the moment git exits, before its number can be another group's.
 - At most `max_bytes` of output and the last `STDERR_BYTES` of messages are held.
 """

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from app.clients.git_errors import MAX_SHOWN_CHARS, Failure, classify, redact, said
+from app.clients.git_errors import MAX_SHOWN_CHARS, Failure, classify, redact
 from app.clients.git_url import parse_repository_url
 from app.errors import (
     ClientError,
@@ -105,7 +105,7 @@ def test_refused_credentials_say_what_to_do(url: object, authenticated: bool, sa
     stderr = (
         "Permission denied (publickey)" if url is SSH else "fatal: Authentication failed for 'https://h.example/a/'"
     )
-    error = classify(Failure("fetch", 128, stderr, url, authenticated))  # type: ignore[arg-type]
+    error = classify(Failure("fetch", 128, stderr, url, secret="t" if authenticated else ""))  # type: ignore[arg-type]
     assert isinstance(error, CredentialsRefused)
     assert says in error.detail
 
@@ -134,14 +134,21 @@ def test_an_unknown_message_is_repeated_without_hints_and_bounded() -> None:
 
 
 def test_silence_is_called_silence() -> None:
-    assert said("\n\n") == "git said nothing"
+    assert classify(Failure("gc", 1, "\n\n")).detail.endswith("git said nothing")
 
 
 @pytest.mark.parametrize("secret", ["s3cr3t", "p@ss/w:rd+1"])
 def test_secrets_are_taken_out_in_every_form(secret: str) -> None:
     forms = (secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode())
-    text = redact(" ".join(forms), [secret])
+    text = redact(" ".join(forms), secret)
     assert not any(form in text for form in forms)
+
+
+def test_a_secret_that_is_part_of_a_message_does_not_hide_what_it_means() -> None:
+    error = classify(Failure("push", 128, "fatal: The requested URL returned error: 403", HTTPS, secret="returned"))
+    assert isinstance(error, CredentialsRefused)
+    failed = classify(Failure("push", 128, "fatal: returned nothing", HTTPS, secret="returned"))
+    assert failed.detail.endswith("*** nothing")
 
 
 def test_logins_in_urls_and_control_characters_are_taken_out() -> None:

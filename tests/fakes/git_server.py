@@ -3,6 +3,7 @@
     with GitServer(root, certificate, users={"ada": "secret"}) as server:
         # `root/team/app.git`, a bare repository, is now server.url("team/app.git")
         server.answers["/team/gone.git"] = Answer(404)      # for every path that starts so
+        server.fetches = Answer(200, {}, b"cut")            # for transfers of objects; refs are listed as ever
         held = server.hold("git-upload-pack")               # requests whose target contains it wait
         ... await held.reached() ... held.release()
         server.requests[0].authorization
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import os
 import ssl
 import subprocess
@@ -48,6 +50,8 @@ class Request:
     target: str
     authorization: str | None
     protocol: str | None
+    body: bytes = field(repr=False)
+    """As git sent it, inflated."""
 
 
 class Held:
@@ -87,6 +91,7 @@ class GitServer:
         self.users = dict(users or {})
         self.readers = readers
         self.answers: dict[str, Answer] = {}
+        self.fetches: Answer | None = None
         self.requests: list[Request] = []
         self._held: list[Held] = []
         self._http = _Http(("127.0.0.1", 0), _Handler)
@@ -124,7 +129,7 @@ class GitServer:
         self._http.server_close()
         self._thread.join(_PATIENCE_S)
 
-    def answer(self, request: Request, headers: Mapping[str, str], body: bytes) -> Answer:
+    def answer(self, request: Request, content_type: str) -> Answer:
         """What a request gets; called in the request's thread."""
         for held in self._held:
             if held.part in request.target:
@@ -132,12 +137,14 @@ class GitServer:
         for prefix, answer in self.answers.items():
             if request.target.startswith(prefix):
                 return answer
+        if self.fetches and b"command=fetch" in request.body:
+            return self.fetches
         user = self._user(request.authorization)
         if self.users and user is None:
             return Answer(401, {"WWW-Authenticate": 'Basic realm="git"'}, b"who are you?")
         if user in self.readers and "git-receive-pack" in request.target:
             return Answer(403, {}, b"read only")
-        return self._backend(request, headers, body, user)
+        return self._backend(request, content_type, user)
 
     def _user(self, authorization: str | None) -> str | None:
         kind, _, encoded = (authorization or "").partition(" ")
@@ -146,7 +153,7 @@ class GitServer:
         name, _, password = base64.b64decode(encoded).decode().partition(":")
         return name if self.users.get(name) == password else None
 
-    def _backend(self, request: Request, headers: Mapping[str, str], body: bytes, user: str | None) -> Answer:
+    def _backend(self, request: Request, content_type: str, user: str | None) -> Answer:
         path, _, query = request.target.partition("?")
         env = {
             "PATH": os.environ["PATH"],
@@ -161,12 +168,11 @@ class GitServer:
             "QUERY_STRING": query,
             "REQUEST_METHOD": request.method,
             "REMOTE_USER": user or "",
-            "CONTENT_TYPE": headers.get("Content-Type", ""),
-            "CONTENT_LENGTH": str(len(body)),
-            "HTTP_CONTENT_ENCODING": headers.get("Content-Encoding", ""),
+            "CONTENT_TYPE": content_type,
+            "CONTENT_LENGTH": str(len(request.body)),
             "GIT_PROTOCOL": request.protocol or "",
         }
-        done = subprocess.run(["git", "http-backend"], env=env, input=body, capture_output=True, check=False)
+        done = subprocess.run(["git", "http-backend"], env=env, input=request.body, capture_output=True, check=False)
         return _from_cgi(done.stdout)
 
 
@@ -181,6 +187,7 @@ class _Http(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _PATIENCE_S
+    disable_nagle_algorithm = True  # else each answer, being headers and body, waits 40 ms
 
     def setup(self) -> None:
         self.request.settimeout(_PATIENCE_S)
@@ -198,10 +205,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self._body()
-        request = Request(self.command, self.path, self.headers.get("Authorization"), self.headers.get("Git-Protocol"))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        authorization, protocol = self.headers.get("Authorization"), self.headers.get("Git-Protocol")
+        request = Request(self.command, self.path, authorization, protocol, body)
         owner = self.server.owner
         owner.requests.append(request)
-        answer = owner.answer(request, dict(self.headers.items()), body)
+        answer = owner.answer(request, self.headers.get("Content-Type", ""))
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)
