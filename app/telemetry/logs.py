@@ -36,6 +36,8 @@ ARQ_LOGGERS = ("arq.worker", "arq.connections", "arq.jobs", "arq.utils")
 QUIET_LOGGERS = {
     # They log every request with its URL, and below INFO also headers and contents.
     **dict.fromkeys(("httpx", "httpcore", "websockets", "watchfiles", "charset_normalizer"), logging.WARNING),
+    # Our own access log has a line for each request, with route and duration.
+    "uvicorn.access": logging.WARNING,
     # A page somewhere that is not proper HTML is nothing that is wrong here.
     **dict.fromkeys(("trafilatura", "htmldate"), logging.CRITICAL),
 }

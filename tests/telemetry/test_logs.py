@@ -203,12 +203,14 @@ def test_arqs_command_line_does_not_double_or_reshape_its_records(
     assert [(item["message"], item["logger"]) for item in documents(capsys)] == [("after", name)]
 
 
-@pytest.mark.parametrize("name", ["uvicorn.access", "uvicorn.error"])
-def test_uvicorns_own_configuration_is_taken_over(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_uvicorns_own_configuration_is_taken_over_and_its_access_lines_give_way_to_ours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     configure_logging(log_format="json")
     uvicorn.Config("app.main:app")  # configures logging when it is made
     take_over_logging()
-    logging.getLogger(name).info('%s - "%s %s HTTP/%s" %d', "1.2.3.4:5", "GET", "/ws?ticket=abcdef", "1.1", 200)
+    for name in ("uvicorn.access", "uvicorn.error"):
+        logging.getLogger(name).info('%s - "%s %s HTTP/%s" %d', "1.2.3.4:5", "GET", "/ws?ticket=abcdef", "1.1", 200)
     assert [item["message"] for item in documents(capsys)] == ['1.2.3.4:5 - "GET /ws?ticket=*** HTTP/1.1" 200']
 
 
