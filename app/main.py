@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.api import dead_letters, health, jobs, queues, task_types, tasks, tickets, workers
+from app.api import dead_letters, health, jobs, queues, streams, task_types, tasks, tickets, websocket, workers
 from app.api.auth import make_authenticator
 from app.api.lifecycle import Shutdown
 from app.api.middleware import install_middleware
@@ -32,7 +32,9 @@ ROUTERS = (
     dead_letters.router,
     queues.router,
     workers.router,
+    streams.router,
     tickets.router,
+    websocket.router,
     jobs.router,
     health.router,
 )

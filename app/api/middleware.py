@@ -10,6 +10,7 @@ CORS (only when NIGHTSHIFT_ALLOWED_ORIGINS is set)
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import wraps
 from time import perf_counter
 
 from fastapi import FastAPI, HTTPException
@@ -148,6 +149,7 @@ class BodyLimit:
     def _counting(self, receive: Receive) -> Receive:
         received = 0
 
+        @wraps(receive)  # so that what the server's own is a method of can be found (`transport.abort`)
         async def counted() -> Message:
             nonlocal received
             message = await receive()

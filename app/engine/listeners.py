@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from loguru import logger
@@ -58,24 +57,18 @@ class _Feed:
 class Listener:
     """One client's events. `add` and `remove` channels at any time; `get` hands out what has come. For one reader.
 
-    Close it when done. `on_failure` is called once when it is over, also while nobody is in `get`.
+    Close it when done. `over` is done when it is over, for a reader that is blocked elsewhere than in `get`.
     """
 
     def __init__(
-        self,
-        hub: EventHub,
-        *,
-        max_unread: int = MAX_UNREAD,
-        max_unread_bytes: int = MAX_UNREAD_BYTES,
-        on_failure: Callable[[SlowListener], None] | None = None,
+        self, hub: EventHub, *, max_unread: int = MAX_UNREAD, max_unread_bytes: int = MAX_UNREAD_BYTES
     ) -> None:
+        self.over: asyncio.Future[SlowListener] = asyncio.get_running_loop().create_future()
         self._hub = hub
-        self._on_failure = on_failure
         self._feeds: dict[str, _Feed] = {}
         self._unread = Backlog(max_unread, max_unread_bytes)
         self._news = asyncio.Event()
         self._room = asyncio.Event()
-        self._failure: SlowListener | None = None
 
     async def add(self, channel: str, stream: str, after: str | None = None) -> Start:
         """Follow a channel: everything behind the id `after`, or, where None, what comes from now on.
@@ -116,11 +109,11 @@ class Listener:
 
         Raises `SlowListener` when over.
         """
-        while self._failure is None and not self._unread:
+        while not self._unread and not self.over.done():
             self._news.clear()
             await self._news.wait()
-        if self._failure is not None:
-            raise self._failure
+        if self.over.done():
+            raise self.over.result()
         items = self._unread.take(BATCH, BATCH_BYTES)
         self._make_room()
         return items
@@ -133,7 +126,7 @@ class Listener:
     def take(self, stream: str, event: Event) -> None:
         """A live message (called by the hub)."""
         feed = self._feeds.get(stream)
-        if feed is None or self._failure is not None:
+        if feed is None or self.over.done():
             return
         if feed.position is not None and feed.replay is None:
             if self._unread.is_full:
@@ -149,7 +142,7 @@ class Listener:
     def resync(self, stream: str) -> None:
         """Read a channel from its last id up to now, then go live (called by the hub after a reconnect)."""
         feed = self._feeds.get(stream)
-        if feed is None or feed.position is None or self._failure is not None:
+        if feed is None or feed.position is None or self.over.done():
             return
         if feed.replay is not None:
             feed.again = True
@@ -158,7 +151,7 @@ class Listener:
 
     async def _replay(self, feed: _Feed, stream: str) -> None:
         try:
-            while self._failure is None:
+            while not self.over.done():
                 try:
                     if await self._catch_up(feed, stream):
                         return
@@ -203,10 +196,8 @@ class Listener:
             self._room.set()
 
     def _fail(self, reason: str) -> None:
-        if self._failure is None:
-            self._failure = SlowListener(reason)
+        if not self.over.done():
+            self.over.set_result(SlowListener(reason))
             self._unread.clear()
             self._make_room()
             self._news.set()
-            if self._on_failure is not None:
-                self._on_failure(self._failure)

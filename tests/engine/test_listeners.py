@@ -207,8 +207,7 @@ async def _calls(redis: Redis, command: str) -> int:
 async def test_a_reader_that_falls_behind_is_over_and_holds_nothing_while_others_go_on(
     engine: Engine, redis: Redis
 ) -> None:
-    failures: list[SlowListener] = []
-    slow = Listener(engine.hub, max_unread=50, on_failure=failures.append)
+    slow = Listener(engine.hub, max_unread=50)
     quick = Listener(engine.hub)
     await slow.add(U, U)
     await quick.add(U, U)
@@ -217,7 +216,7 @@ async def test_a_reader_that_falls_behind_is_over_and_holds_nothing_while_others
     for start in range(0, 200, 10):
         await append(redis, U, range(start, start + 10))
     assert numbers_of(await take(quick, 201)) == list(range(-1, 200))
-    assert [str(failure) for failure in failures] == ["more than 50 events or 8388608 bytes behind"]
+    assert str(slow.over.result()) == "more than 50 events or 8388608 bytes behind"
     with pytest.raises(SlowListener):
         await slow.get()
     assert not slow._unread
@@ -226,15 +225,14 @@ async def test_a_reader_that_falls_behind_is_over_and_holds_nothing_while_others
 
 
 async def test_events_are_bounded_in_bytes_too(engine: Engine, redis: Redis) -> None:
-    failed = asyncio.get_running_loop().create_future()
-    slow = Listener(engine.hub, max_unread_bytes=10_000, on_failure=failed.set_result)
+    slow = Listener(engine.hub, max_unread_bytes=10_000)
     await slow.add(U, U)
     await append(redis, U, [-1])
     await take(slow, 1)
     for number in range(11):
         await append(redis, U, [number], padding=1_000)
     async with asyncio.timeout(PATIENCE_S):
-        assert "10000 bytes behind" in str(await failed)
+        assert "10000 bytes behind" in str(await slow.over)
     slow.close()
 
 
