@@ -36,6 +36,12 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
 
+    # Where the commands find the service
+    url: str = "http://127.0.0.1:8000"
+    """Base of the API that the `nightshift` commands call."""
+    api_key: SecretStr | None = None
+    """The API key or JWT that they send."""
+
     # Who may come in
     auth: AuthMode | None = None
     """Unset: `off` on loopback, `keys` elsewhere. `off` elsewhere refuses to start."""
@@ -76,6 +82,9 @@ class Settings(BaseSettings):
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
+    metrics_port: int | None = Field(None, ge=1, le=65_535)
+    """Where a worker process serves its own metrics, on `host`; unset: nowhere. The API has `/metrics`."""
+
     # Models
     llm_base_url: str | None = None
     """Base of an OpenAI-compatible API, with its version: `https://host/v1`. Unset: the offline model."""
@@ -113,7 +122,9 @@ class Settings(BaseSettings):
     @field_validator("queues", mode="before")
     @classmethod
     def _parse_queues(cls, value: object) -> object:
-        return tuple(_parse_lane(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return (
+            tuple(_parse_lane(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        )
 
     @field_validator("allowed_origins", mode="before")
     @classmethod
@@ -141,7 +152,9 @@ class Settings(BaseSettings):
                 f"NIGHTSHIFT_AUTH=off with NIGHTSHIFT_HOST={self.host!r}: expected a loopback address, or 'keys' or 'jwt'"
             )
         if mode == "jwt" and not (self.jwt_secret or self.jwt_jwks_url):
-            raise SettingsError("NIGHTSHIFT_AUTH=jwt: expected NIGHTSHIFT_JWT_SECRET or NIGHTSHIFT_JWT_JWKS_URL to be set")
+            raise SettingsError(
+                "NIGHTSHIFT_AUTH=jwt: expected NIGHTSHIFT_JWT_SECRET or NIGHTSHIFT_JWT_JWKS_URL to be set"
+            )
         return mode
 
     @property
@@ -165,10 +178,20 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingsError("\n".join(_describe(item) for item in error.errors())) from None  # type: ignore[arg-type]
 
 
+_chosen: list[Settings] = []
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process."""
-    return load_settings()
+    """The settings of this process: those of the environment, unless `use_settings` chose others before."""
+    return _chosen[-1] if _chosen else load_settings()
+
+
+def use_settings(chosen: Settings) -> None:
+    """Make these the settings of this process, for `./run serve` and `./run demo`, which start the embedded server
+    themselves."""
+    _chosen[:] = [chosen]
+    settings.cache_clear()
 
 
 def inherited(names: Iterable[str]) -> dict[str, str]:
