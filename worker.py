@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 
 from arq import cron
 
+from app.catalogue import LANES, catalogue
 from app.engine import wire
 from app.errors import SettingsError
-from app.host import HEALTH_CHECK_INTERVAL_S, Host, host_redis_settings, retention
+from app.host import HEALTH_CHECK_INTERVAL_S, Host, host_redis_settings, retention, trimming
 from app.settings import settings
-from app.store.keys import HOST_QUEUE
+from app.store.keys import HOST_QUEUE, host_health
 from app.telemetry import configure_logging, secret_values
 
 try:
@@ -24,7 +26,7 @@ else:
 try:
     SETTINGS = settings()
     configure_logging(SETTINGS.log_level, SETTINGS.log_format, secret_values(SETTINGS))
-    HOST = Host(SETTINGS)
+    HOST = Host(SETTINGS, catalogue(), LANES)
     REDIS = host_redis_settings(SETTINGS)
 except SettingsError as error:
     sys.exit(str(error))
@@ -35,7 +37,11 @@ class WorkerSettings:
 
     redis_settings = REDIS
     queue_name = HOST_QUEUE
-    cron_jobs = [cron(retention, name="maintenance.retention", second=0, timeout=300)]  # noqa: RUF012  (arq wants a list)
+    cron_jobs = [  # noqa: RUF012  (arq wants a list)
+        cron(retention, name="maintenance.retention", second=0, timeout=300),
+        # Workspaces are on the disk of a host, so each worker looks at its own.
+        cron(trimming, name="maintenance.trimming", minute=30, second=0, timeout=300, unique=False),
+    ]
     timezone = SETTINGS.zone
     on_startup = HOST.on_startup
     on_shutdown = HOST.on_shutdown
@@ -44,3 +50,4 @@ class WorkerSettings:
     keep_result = 0
     poll_delay = 1.0
     health_check_interval = HEALTH_CHECK_INTERVAL_S
+    health_check_key = host_health(socket.gethostname())

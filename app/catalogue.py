@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from types import ModuleType
 
+from app.domains.agent import tasks as agent_tasks
+from app.domains.repositories import tasks as repository_tasks
 from app.domains.system import tasks as system_tasks
 from app.engine.lane import LaneSettings
 from app.engine.registry import Catalogue
@@ -28,7 +30,7 @@ LANES: dict[str, LaneSettings] = {
 }
 """The queues and how one worker runs them; `NIGHTSHIFT_QUEUES` chooses among them."""
 
-MODULES: tuple[ModuleType, ...] = (system_tasks,)
+MODULES: tuple[ModuleType, ...] = (agent_tasks, repository_tasks, system_tasks)
 
 
 @lru_cache(maxsize=1)

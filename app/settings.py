@@ -149,7 +149,8 @@ class Settings(BaseSettings):
         mode = self.auth or ("off" if self.is_loopback else "keys")
         if mode == "off" and not self.is_loopback:
             raise SettingsError(
-                f"NIGHTSHIFT_AUTH=off with NIGHTSHIFT_HOST={self.host!r}: expected a loopback address, or 'keys' or 'jwt'"
+                f"NIGHTSHIFT_AUTH=off with NIGHTSHIFT_HOST={self.host!r}: "
+                "expected a loopback address, or 'keys' or 'jwt'"
             )
         if mode == "jwt" and not (self.jwt_secret or self.jwt_jwks_url):
             raise SettingsError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from app.engine.events import Event
@@ -16,7 +16,7 @@ from app.settings import Settings, load_settings
 from app.store import keys
 
 LANES = {"default": LaneSettings(8), "other": LaneSettings(2)}
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """How long a test waits for something that must come; it is never what is measured."""
 
 
@@ -40,15 +40,16 @@ async def engine_on(
 
 async def event_of(engine: Engine, task_id: str, kind: str, *, count: int = 1) -> dict[str, Any]:
     """Wait for the `count`-th event of a kind in a task's channel; its payload."""
-    async for event in events_of(engine, task_id):
-        if event.type == kind:
-            count -= 1
-            if count == 0:
-                return dict(event.data())
+    async with aclosing(events_of(engine, task_id)) as events:
+        async for event in events:
+            if event.type == kind:
+                count -= 1
+                if count == 0:
+                    return dict(event.data())
     raise AssertionError("the stream of events ended")
 
 
-async def events_of(engine: Engine, task_id: str) -> AsyncIterator[Event]:
+async def events_of(engine: Engine, task_id: str) -> AsyncGenerator[Event, None]:
     """All events of a task's channel, those to come included. Fails when it takes longer than `PATIENCE_S`."""
     channel, after = f"task:{task_id}", "0-0"
     async with asyncio.timeout(PATIENCE_S), engine.redis.pubsub() as live:
@@ -62,8 +63,9 @@ async def events_of(engine: Engine, task_id: str) -> AsyncIterator[Event]:
 
 async def finished(engine: Engine, task_id: str) -> TaskRecord:
     """Wait until a task is finished; its record with its result."""
-    async for _ in events_of(engine, task_id):
-        record = await engine.tasks.get(task_id, user_id=None, with_result=True)
-        if record.status.is_finished:
-            return record
+    async with aclosing(events_of(engine, task_id)) as events:
+        async for _ in events:
+            record = await engine.tasks.get(task_id, user_id=None, with_result=True)
+            if record.status.is_finished:
+                return record
     raise AssertionError("the stream of events ended")

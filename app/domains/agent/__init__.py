@@ -1,0 +1,1 @@
+"""Agents: calls of a model whose text streams as events."""

@@ -1,0 +1,1 @@
+"""Repositories: clones, and digests of what one is."""

@@ -1,0 +1,56 @@
+"""Directories in which tasks work: one per task, named after it, on the disk of the worker's host."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from app.errors import InvalidInput
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+class Workspaces:
+    """The workspaces below one directory, which is made when it is needed, readable by its owner only."""
+
+    def __init__(self, root: Path) -> None:
+        # git runs elsewhere: a relative path would mean another place there.
+        self._root = root.absolute()
+
+    async def fresh(self, name: str) -> Path:
+        """The path of an absent workspace; what an earlier attempt left there is removed. Raises `InvalidInput`."""
+        if not NAME.fullmatch(name):
+            raise InvalidInput(f"workspace {name[:80]!r}: expected letters, digits, '_', '.' or '-', 128 at most")
+        path = self._root / name
+        await asyncio.to_thread(self._clear, path)
+        return path
+
+    @asynccontextmanager
+    async def temporary(self, name: str) -> AsyncIterator[Path]:
+        """A fresh workspace that is removed at the end of the block."""
+        path = await self.fresh(name)
+        try:
+            yield path
+        finally:
+            # Shielded, so that a cancelled task leaves nothing behind.
+            await asyncio.shield(asyncio.to_thread(self._clear, path))
+
+    async def remove_older_than(self, age_s: float) -> int:
+        """Remove the workspaces whose directory changed longer than `age_s` seconds ago; how many there were."""
+        return await asyncio.to_thread(self._remove_older_than, time.time() - age_s)
+
+    def _clear(self, path: Path) -> None:
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.exists():
+            shutil.rmtree(path)
+
+    def _remove_older_than(self, moment: float) -> int:
+        old = [path for path in self._root.glob("*") if path.stat().st_mtime < moment] if self._root.exists() else []
+        for path in old:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(old)
