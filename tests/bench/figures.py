@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from app.errors import NightshiftError
 from tests.bench import api, contest, models, scaling, sockets, workers
 from tests.bench.plan import Plan
-from tests.bench.processes import BenchError
 from tests.bench.rows import Row
+from tests.bench.server import FAILURES
 
 Say = Callable[[str], None]
 Figure = Callable[[Plan, Say], Awaitable[list[Row]]]
@@ -40,5 +39,5 @@ async def measure(plan: Plan, names: Sequence[str], say: Say) -> list[Row]:
 async def _tried(name: str, figure: Figure, plan: Plan, say: Say) -> list[Row]:
     try:
         return await figure(plan, say)
-    except (BenchError, NightshiftError, TimeoutError, OSError) as error:
+    except FAILURES as error:
         return [Row(name, name, "", None, note=f"not measured: {type(error).__name__}: {error}")]

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from app.errors import NightshiftError
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
-from tests.bench.processes import ROOT
+from tests.bench.processes import ROOT, BenchError
 
 DATA = ROOT / ".bench" / "data"
+
+
+FAILURES = (BenchError, NightshiftError, RedisError, OSError)
+"""What may end a measurement without ending the others."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,9 @@ class Server:
     redis: Redis
 
     async def memory_bytes(self) -> int:
-        """`used_memory`."""
-        return int((await self.redis.info("memory"))["used_memory"])
+        """`used_memory` without the buffers of connections."""
+        info = await self.redis.info("memory")
+        return int(info["used_memory"]) - int(info["mem_clients_normal"])
 
     async def cpu_s(self) -> float:
         """CPU seconds of the server's process, all threads."""

@@ -15,11 +15,12 @@ from contextlib import AsyncExitStack
 
 import jwt
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
 
 from app.engine.queue import Submission
 from tests.bench.api import api_process
 from tests.bench.plan import Plan
-from tests.bench.processes import module
+from tests.bench.processes import BenchError, module
 from tests.bench.rows import Aim, Row, percentile
 from tests.bench.server import fresh_server
 from tests.bench.ticker import ticking_engine
@@ -80,8 +81,11 @@ async def _connect_all(stack: AsyncExitStack, port: int, ids: Sequence[str], sec
                 pass
         return socket
 
-    async with asyncio.timeout(PATIENCE_S):
-        return await asyncio.gather(*(one(user, task_id) for user, task_id in enumerate(ids)))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await asyncio.gather(*(one(user, task_id) for user, task_id in enumerate(ids)))
+    except WebSocketException as error:
+        raise BenchError(f"a socket could not be opened: {error}") from error
 
 
 async def _abort(socket: ClientConnection) -> None:
