@@ -56,6 +56,7 @@ STORE_ERRORS = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
     redis.exceptions.ReadOnlyError,  # a fail-over: this server has just become a replica
+    redis.exceptions.OutOfMemoryError,
 )
 
 _CLASS_OF_STATUS: dict[int, type[NightshiftError]] = {

@@ -16,7 +16,7 @@ from typing import TypeVar
 from loguru import logger
 
 from app.engine.batch import Batcher
-from app.store.connection import CONNECTION_ERRORS
+from app.store.connection import REFUSED_FOR_NOW
 from app.store.scripts import Emit, Finish, Reschedule, Scripts
 from app.telemetry import metrics
 
@@ -72,7 +72,7 @@ async def _insist(
     while True:
         try:
             return await call(items)
-        except CONNECTION_ERRORS as error:
+        except REFUSED_FOR_NOW as error:
             if patience_s is not None and time.monotonic() - began > patience_s:
                 raise
             pause_s = PAUSES_S[min(tries, len(PAUSES_S) - 1)]

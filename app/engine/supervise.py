@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from loguru import logger
 
-from app.store.connection import CONNECTION_ERRORS
+from app.store.connection import REFUSED_FOR_NOW
 from app.telemetry import metrics
 
 FIRST_PAUSE_S = 0.02
@@ -25,7 +25,7 @@ async def supervise(name: str, service: Callable[[], Awaitable[None]]) -> None:
         try:
             await service()
             return
-        except CONNECTION_ERRORS as error:
+        except REFUSED_FOR_NOW as error:
             logger.warning("{} lost Redis ({}), again in {:.2f} s", name, error, pause_s)
             metrics.REDIS_RECONNECTS.inc()
         except Exception:

@@ -28,6 +28,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.sentinel import Sentinel as SyncSentinel
 
@@ -56,6 +57,10 @@ BACKOFF_BASE_S = 0.05
 
 CONNECTION_ERRORS: tuple[type[Exception], ...] = (RedisConnectionError, RedisTimeoutError, OSError)
 """What a client raises while Redis is away (OSError comes out of connecting)."""
+
+REFUSED_FOR_NOW: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, ReadOnlyError, OutOfMemoryError)
+"""What a script raises that may succeed later, unchanged: also a server that a fail-over made a replica, or a full one.
+Redis refuses a full script before its first write, so nothing of it was carried out."""
 
 # Dead peers are noticed after about a minute also where nothing is sent. macOS names the first option otherwise.
 _KEEPALIVE = {
