@@ -12,10 +12,14 @@ from fastapi import FastAPI
 
 from app.api import dead_letters, health, jobs, queues, streams, task_types, tasks, tickets, websocket, workers
 from app.api.auth import make_authenticator
+from app.api.dead_letters import DeadLetterItem, DeadLetterView
+from app.api.examples import describe_examples
+from app.api.jobs import JobView
 from app.api.lifecycle import Shutdown
 from app.api.middleware import install_middleware
 from app.api.openapi import describe_problems
 from app.api.problems import install_problem_handlers
+from app.api.task_views import TaskView
 from app.catalogue import LANES
 from app.catalogue import catalogue as all_tasks
 from app.engine.heartbeat import package_version
@@ -38,6 +42,8 @@ ROUTERS = (
     jobs.router,
     health.router,
 )
+WITH_NULLS = (TaskView, DeadLetterItem, DeadLetterView, JobView)
+"""Models whose examples show nulls."""
 DESCRIPTION = """Post tasks, and follow them while workers run them.
 
 Errors are problem documents (RFC 9457). Times are RFC 3339 in UTC. Every list is `{items, next_cursor}`; give
@@ -95,6 +101,7 @@ def create_app(
     install_problem_handlers(app)
     install_middleware(app, settings)
     describe_problems(app)
+    describe_examples(app, WITH_NULLS)
     return app
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -30,6 +30,21 @@ LastId = Annotated[str, Field(pattern=_EVENT_ID, description="The id of the last
 
 class EventView(BaseModel):
     """An event, as it also stands in `data:` of a stream and in a frame of the WebSocket."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "task_started",
+                    "id": "1763760000123-2",
+                    "channel": "user:ada",
+                    "task_id": "019ab3f0c1d2004f8b6d4e1c9a7f0325",
+                    "at": "2026-11-21T20:15:00.121Z",
+                    "payload": {"attempt": 1},
+                }
+            ]
+        }
+    )
 
     type: str
     id: str = Field(description="It orders the events of a channel: `<ms>-<number>`.", examples=["1763760000123-1"])
