@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         case ["serve"]:
             return guarded(serve)
         case ["demo"] | ["demo", _] if not given[-1].startswith("-"):
-            from app.dev_demo import demo  # noqa: PLC0415
+            from app.dev_demo import demo
 
             return guarded(lambda: demo(given[1] if len(given) > 1 else None))
         case ["--help" | "-h"] | [_, "--help" | "-h"]:
@@ -72,14 +72,14 @@ def run(work: Coroutine[Any, Any, int]) -> int:
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
-        import uvloop  # noqa: PLC0415
+        import uvloop
     except ImportError:  # PyPy and Windows run on asyncio's own loop.
         return asyncio.new_event_loop
     return uvloop.new_event_loop
 
 
 async def _serve(chosen: Settings, auth: str) -> int:
-    from app.dev_service import on_signals, running  # noqa: PLC0415
+    from app.dev_service import on_signals, running
 
     stop = asyncio.Event()
     with on_signals(stop.set):

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from app.dev import run
+from app.dev_views import Page, Signposts, page_for
 from app.errors import InvalidInput, NightshiftError, NotConfigured
-from app.settings import Settings, settings
+from app.settings import Settings, load_settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 REMOTE_PREFIXES = ("https://", "http://", "ssh://", "git@", "file://")
@@ -52,7 +53,7 @@ class Ran:
 def demo(repository: str | None) -> int:
     """Run the demo; its exit code. Raises `NightshiftError` with one line for the person."""
     began = time.perf_counter()
-    chosen = demo_settings(settings())
+    chosen = demo_settings(load_settings(_env_file=(CHECKOUT / ".env", ".env")))
     if shutil.which("git") is None:
         raise NotConfigured("git is not on the PATH: the demo clones a repository with it")
     return run(_demo(chosen, repository_url(repository), began))
@@ -63,7 +64,8 @@ def demo_settings(base: Settings) -> Settings:
     return base.model_copy(
         update={
             "redis_url": None,
-            "data_dir": base.data_dir / "demo",
+            # From wherever it is started: where `./run serve` of this checkout finds it again.
+            "data_dir": CHECKOUT / base.data_dir / "demo",
             "host": "127.0.0.1",
             "port": 0,
             "auth": "off",
@@ -83,7 +85,7 @@ def repository_url(given: str | None) -> str:
     """
     if given is not None and given.startswith(REMOTE_PREFIXES):
         return given
-    path = CHECKOUT if given is None else Path(given).expanduser().absolute()
+    path = CHECKOUT if given is None else Path(given).expanduser().resolve()
     if not path.exists():
         raise InvalidInput(f"{given}: no such directory; expected the path or the https URL of a git repository")
     for candidate in (path, *path.parents):
@@ -93,8 +95,7 @@ def repository_url(given: str | None) -> str:
 
 
 async def _demo(chosen: Settings, url: str, began: float) -> int:
-    from app.dev_service import on_signals  # noqa: PLC0415
-    from app.dev_views import page_for  # noqa: PLC0415
+    from app.dev_service import on_signals
 
     page = page_for(sys.stdout)
     page.opening(url)
@@ -109,13 +110,13 @@ async def _demo(chosen: Settings, url: str, began: float) -> int:
         return INTERRUPTED
     except NightshiftError as error:
         raise DemoFailed(f"The demo failed: {error}\nThe log of the service: {_short(log)}") from error
-    page.further(ran.task["task_id"], _short(chosen.data_dir), _short(log), _short(CHECKOUT / "README.md"))
+    page.further(_signposts(ran.task["task_id"], chosen.data_dir))
     return 0
 
 
-async def _run_service(chosen: Settings, url: str, began: float, page: Any) -> Ran:
-    from app.client import open_api  # noqa: PLC0415
-    from app.dev_service import running  # noqa: PLC0415
+async def _run_service(chosen: Settings, url: str, began: float, page: Page) -> Ran:
+    from app.client import open_api
+    from app.dev_service import running
 
     async with running(chosen) as service, open_api(service.url) as api:
         start_s = time.perf_counter() - began
@@ -138,7 +139,7 @@ async def _run_service(chosen: Settings, url: str, began: float, page: Any) -> R
     return ran
 
 
-async def _follow(api: Any, task_id: str, page: Any) -> None:
+async def _follow(api: Any, task_id: str, page: Page) -> None:
     """Show the task's events until its final one."""
     with page.following() as show:
         async with aclosing(api.watch(task_id)) as events:
@@ -162,7 +163,7 @@ def _judge_retry(payload: Any) -> None:
 
 def _reason(task: dict[str, Any]) -> str:
     error = task["error"]
-    return f"{error['type']}: {error['message']}" if error else f"the task ended as {task['status']}"
+    return error["message"] or error["type"] if error else f"the task ended as {task['status']}"
 
 
 @contextmanager
@@ -173,7 +174,20 @@ def _log_into(path: Path) -> Iterator[None]:
         yield
 
 
-def _short(path: Path) -> str:
-    """The path as somebody in this directory would write it."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+def _signposts(task_id: str, data_dir: Path) -> Signposts:
+    script = _short(CHECKOUT / "run")
+    return Signposts(
+        task_id=task_id,
+        run=script if "/" in script else f"./{script}",
+        nightshift=_short(Path(sys.executable).with_name("nightshift")),
+        # Read by a process whose directory is the checkout.
+        data_dir=_short(data_dir, CHECKOUT),
+        log=_short(data_dir / "demo.log"),
+        readme=_short(CHECKOUT / "README.md"),
+    )
+
+
+def _short(path: Path, directory: Path | None = None) -> str:
+    """The path as somebody in the directory (by default the current one) would write it."""
+    here = directory or Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -129,16 +129,16 @@ async def _store(settings: Settings) -> AsyncIterator[Settings]:
 
 
 def _import_parts() -> None:
-    import app.main  # noqa: F401, PLC0415
+    import app.main  # noqa: F401
 
     try:
-        import worker  # noqa: F401, PLC0415
+        import worker  # noqa: F401
     except SystemExit as refusal:
         raise SettingsError(str(refusal.code)) from None
 
 
 async def _run_worker(part: Part) -> None:
-    from worker import WorkerSettings  # noqa: PLC0415  (it reads the settings that `running` has chosen)
+    from worker import WorkerSettings  # (it reads the settings that `running` has chosen)
 
     async def on_startup(ctx: dict[Any, Any]) -> None:
         await WorkerSettings.on_startup(ctx)
@@ -175,8 +175,8 @@ class _Server(uvicorn.Server):
 
 
 async def _run_api(part: Part, settings: Settings, listener: socket.socket) -> None:
-    from app.api.lifecycle import GRACE_S  # noqa: PLC0415
-    from app.main import create_app  # noqa: PLC0415
+    from app.api.lifecycle import GRACE_S
+    from app.main import create_app
 
     application = create_app(settings)
     config = uvicorn.Config(

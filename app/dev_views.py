@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 SECTIONS = {
@@ -27,6 +29,18 @@ def clean(text: str) -> str:
 def seconds(duration_s: float) -> str:
     """A duration for people."""
     return f"{duration_s * 1000:.0f} ms" if duration_s < 1 else f"{duration_s:.2f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Signposts:
+    """Commands and paths, as they are typed from where the person is."""
+
+    task_id: str
+    run: str
+    nightshift: str
+    data_dir: str
+    log: str
+    readme: str
 
 
 class Page:
@@ -89,20 +103,20 @@ class Page:
         self.pair("model", seconds(parts["model_s"]))
         self.pair("total", f"{seconds(total_s)}, from the command to the result")
 
-    def further(self, task_id: str, data_dir: str, log: str, readme: str) -> None:
+    def further(self, to: Signposts) -> None:
         """Where to go from here."""
         self.heading("How to look further")
         self.line("  Everything has stopped. The task is kept; to look at it again:")
-        self.line(f"    NIGHTSHIFT_DATA_DIR={data_dir} ./run serve")
-        self.line(f"    curl http://127.0.0.1:8000/api/tasks/{task_id}")
-        self.line(f"    curl http://127.0.0.1:8000/api/tasks/{task_id}/events")
+        self.line(f"    NIGHTSHIFT_DATA_DIR={shlex.quote(to.data_dir)} {to.run} serve")
+        self.line(f"    curl http://127.0.0.1:8000/api/tasks/{to.task_id}")
+        self.line(f"    curl http://127.0.0.1:8000/api/tasks/{to.task_id}/events")
         self.line("  Your own service, with its API described at http://127.0.0.1:8000/docs:")
-        self.line("    ./run serve")
-        self.line("    .venv/bin/nightshift submit system.sleep seconds=5 steps=10 --watch")
-        self.line("    .venv/bin/nightshift --help")
-        self.line("  Another repository:  ./run demo https://github.com/redis/redis-py")
-        self.line(f"  How to write a task: {readme}")
-        self.line(f"  Log of this run:     {log}")
+        self.line(f"    {to.run} serve")
+        self.line(f"    {to.nightshift} submit system.sleep seconds=5 steps=10 --watch")
+        self.line(f"    {to.nightshift} --help")
+        self.line(f"  Another repository:  {to.run} demo https://github.com/redis/redis-py")
+        self.line(f"  How to write a task: {to.readme}")
+        self.line(f"  Log of this run:     {to.log}")
 
     def line(self, text: str) -> None:
         """A line of text."""
@@ -170,18 +184,18 @@ class RichPage(Page):
         self._console.print(f"\n{text}", style="bold cyan", markup=False, highlight=False)
 
     def pair(self, name: str, value: str) -> None:
-        from rich.text import Text  # noqa: PLC0415
+        from rich.text import Text
 
         self._print_hanging(Text(f"{name:<13}", style="dim"), 16, Text(value))
 
     def statement(self, text: str, source: str) -> None:
-        from rich.text import Text  # noqa: PLC0415
+        from rich.text import Text
 
         bullet = "-" if self._console.options.ascii_only else "•"
         self._print_hanging(Text(bullet), 4, Text.assemble(text, "  ", (source, "green")))
 
     def _print_hanging(self, head: Any, indent: int, body: Any) -> None:
-        from rich.table import Table  # noqa: PLC0415
+        from rich.table import Table
 
         grid = Table.grid(padding=0)
         grid.add_column(width=2)
@@ -192,7 +206,7 @@ class RichPage(Page):
 
     @contextmanager
     def following(self) -> Iterator[Show]:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
         columns = (
             TextColumn("  git.digest"),
@@ -214,7 +228,7 @@ def page_for(out: TextIO) -> Page:
     """Rich on a terminal, plain elsewhere."""
     if not out.isatty():
         return PlainPage(out)
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     console = Console(file=out)
     return PlainPage(out) if console.is_dumb_terminal else RichPage(console)
