@@ -57,8 +57,6 @@ LOG_TAIL_CHARACTERS = 2_000
 
 _in_use: set[EmbeddedServer] = set()
 """Servers that this process uses; a caller that means to use one until the process ends need not keep the object."""
-_left_running: list[subprocess.Popen[bytes]] = []
-"""Children that outlive their use in this process because others need them; held, so that Python does not warn."""
 
 
 class EmbeddedServer:
@@ -205,7 +203,7 @@ class EmbeddedServer:
             self._watch.terminate()
             self._watch.wait()
         elif self._watch is not None:
-            _left_running.append(self._watch)
+            _let_go(self._watch)
         self._watch = None
 
     def _reap(self) -> bool:
@@ -216,7 +214,7 @@ class EmbeddedServer:
                 process.wait()
             return True
         if process is not None:
-            _left_running.append(process)
+            _let_go(process)
         return False
 
     def _spawn(self, lock_timeout_s: float = 0.0) -> bool:
@@ -262,6 +260,12 @@ class EmbeddedServer:
         with self.log_path.open("rb") as log:
             log.seek(self._log_offset)
             return f"{self.log_path} ends with:\n{log.read().decode(errors='replace')[-LOG_TAIL_CHARACTERS:]}"
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Leave a child running, because others need it."""
+    # Popen takes this for the end that it would otherwise warn about not having seen.
+    process.returncode = 0
 
 
 def _await_decision(users: int, server_lock: int) -> None:
