@@ -9,12 +9,11 @@ Exit codes: 0 done, 1 failed, 2 wrong use or settings, 130 interrupted before th
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from app.errors import NightshiftError, SettingsError
+from app.console import guarded, readable_output
 from app.settings import Settings, settings
 
 USAGE = """\
@@ -38,24 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
     print(USAGE, file=sys.stderr)
     return 2
-
-
-def readable_output() -> None:
-    """Let characters that the terminal's encoding lacks be shown as `?` instead of ending the process."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; errors that are meant for people become one line and an exit code."""
-    try:
-        return command()
-    except NightshiftError as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
 
 
 def serve() -> int:

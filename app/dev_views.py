@@ -206,22 +206,26 @@ class RichPage(Page):
 
     @contextmanager
     def following(self) -> Iterator[Show]:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-        columns = (
-            TextColumn("  git.digest"),
-            BarColumn(bar_width=32),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[label]}", markup=False, style="dim"),
-        )
-        with Progress(*columns, console=self._console, redirect_stdout=False, redirect_stderr=False) as progress:
-            bar = progress.add_task("digest", total=100.0, label="in the queue")
-
-            def show(percent: float, label: str) -> None:
-                progress.update(bar, completed=percent, label=clean(label))
-
+        with live_bar(self._console) as show:
+            show(0.0, "in the queue")
             yield show
+
+
+@contextmanager
+def live_bar(console: Any = None) -> Iterator[Show]:
+    """A bar on the terminal; the function that it gives sets percent and label."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn(" "),
+        BarColumn(bar_width=32),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[label]}", markup=False, style="dim"),
+    )
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
+        bar = progress.add_task("task", total=100.0, label="")
+        yield lambda percent, label: progress.update(bar, completed=percent, label=clean(label))
 
 
 def page_for(out: TextIO) -> Page:

@@ -1,0 +1,113 @@
+"""The commands about queues, workers, task types and dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from app.cli_calls import call
+from app.cli_views import print_json, print_pairs, print_table, size, when
+from app.client import View
+
+
+def task_types(*, as_json: bool) -> int:
+    """List task types."""
+    items = call(lambda api: api.items("/api/task-types"))
+    rows = [(item["task"], item["queue"], _signature(item["params_schema"]), item["summary"]) for item in items]
+    return _print(items, ("task", "queue", "parameters", "what it does"), rows, "No tasks.", as_json=as_json)
+
+
+def _signature(schema: Mapping[str, Any]) -> str:
+    required = schema.get("required", [])
+    return " ".join(name if name in required else f"[{name}]" for name in schema.get("properties", {}))
+
+
+def workers(*, as_json: bool) -> int:
+    """List workers."""
+    items = call(lambda api: api.items("/api/workers"))
+    rows = [
+        (
+            item["worker_id"],
+            item["version"],
+            f"{item['running']} of {item['capacity']}",
+            f"{item['cpu_percent']:g} %",
+            size(item["rss_bytes"]),
+            f"{item['loop_lag_ms']:g} ms",
+            when(item["started_at"]),
+            " ".join(item["lanes"]),
+        )
+        for item in items
+    ]
+    headers = ("worker", "version", "running", "cpu", "memory", "loop lag", "started", "queues")
+    return _print(items, headers, rows, "No worker is alive.", as_json=as_json)
+
+
+def queues(*, as_json: bool) -> int:
+    """List queues."""
+    items = call(lambda api: api.items("/api/queues"))
+    rows = [_queue_row(item) for item in items]
+    headers = ("queue", "ready", "delayed", "running", "dead", "oldest", "a minute", "workers", "")
+    return _print(items, headers, rows, "No queues.", as_json=as_json)
+
+
+def change_queue(name: str, action: str) -> int:
+    """Pause or resume a queue."""
+    item = call(lambda api: api.act(f"/api/queues/{quote(name, safe='')}/{action}"))
+    print(f"{item['name']}: {'paused' if item['paused'] else 'running'}")
+    return 0
+
+
+def _queue_row(item: View) -> tuple[Any, ...]:
+    age_s = item["oldest_ready_age_s"]
+    oldest = "" if age_s is None else f"{age_s:.1f} s"
+    state = "paused" if item["paused"] else "" if item["workers"] else "no worker"
+    counts = (item["ready"], item["delayed"], item["running"], item["dead"])
+    return item["name"], *counts, oldest, item["finished_per_minute"], item["workers"], state
+
+
+def dead_letters(filters: Mapping[str, str | None], *, limit: int, as_json: bool) -> int:
+    """List dead letters."""
+    items = call(lambda api: api.items("/api/dead-letters", limit=limit, **filters))
+    rows = [
+        (item["task_id"], item["task"], item["attempts"], when(item["failed_at"]), _error(item["error"]))
+        for item in items
+    ]
+    headers = ("id", "task", "attempts", "failed", "error")
+    return _print(items, headers, rows, "No dead letters.", as_json=as_json)
+
+
+def dead_letter(task_id: str, *, as_json: bool) -> int:
+    """Show a dead letter."""
+    letter = call(lambda api: api.read(f"/api/dead-letters/{quote(task_id, safe='')}"))
+    if as_json:
+        print_json(letter)
+        return 0
+    print_pairs(
+        {
+            "task": f"{letter['task']} {letter['task_id']}",
+            "queue": letter["queue"],
+            "user": letter["user_id"],
+            "project": letter["project_id"],
+            "enqueued": when(letter["enqueued_at"]),
+            "failed": when(letter["failed_at"]),
+            **{f"attempt {past['attempt']}": _error(past["error"]) for past in letter["history"]},
+            f"attempt {letter['attempts']}": _error(letter["error"]),
+        }
+    )
+    print("params")
+    print_json(letter["params"])
+    print(letter["traceback"].rstrip())
+    return 0
+
+
+def _error(error: Mapping[str, Any]) -> str:
+    return f"{error['type']}: {error['message']}"
+
+
+def _print(items: Any, headers: tuple[str, ...], rows: Any, nothing: str, *, as_json: bool) -> int:
+    if as_json:
+        print_json(items)
+    else:
+        print_table(headers, rows, nothing=nothing)
+    return 0
