@@ -51,12 +51,14 @@ STORE_AWAY = "the task store cannot be reached"
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
+    """`grace_s`: how long the client may take to read what lies before the close."""
+
     code: int
     reason: str
-    grace_s: float = CLOSE_GRACE_S
+    grace_s: float
 
 
-GONE = _Ending(1006, "")
+GONE = _Ending(1006, "", 0.0)
 """The client has left; there is nobody to be told."""
 
 
@@ -81,11 +83,11 @@ class Session:
             await self._greet(last_event_id)
             ending = await self._serve()
         except (NightshiftError, *STORE_ERRORS) as error:
-            ending = _Ending(close_code(error), close_reason(error))
+            ending = _goodbye(close_code(error), close_reason(error))
         except Exception:
             # The session's edge: a bug must not look to the client like a broken line.
             logger.exception("a WebSocket session failed")
-            ending = _Ending(1011, "internal error; resume with last_event_id")
+            ending = _goodbye(1011, "internal error; resume with last_event_id")
         finally:
             self._listener.close()
         if ending is not GONE:
@@ -116,8 +118,8 @@ class Session:
             return self._ending.result()
         if self._listener.over.done():
             SLOW_CLIENTS_CLOSED.labels("websocket").inc()
-            return _Ending(1013, f"{self._listener.over.result()}; resume with last_event_id")
-        return GONE if done else _Ending(1008, "the credentials have expired")
+            return _goodbye(1013, f"{self._listener.over.result()}; resume with last_event_id")
+        return GONE if done else _goodbye(1008, "the credentials have expired")
 
     def _end(self, ending: _Ending) -> None:
         if not self._ending.done():
@@ -221,7 +223,7 @@ class Session:
         text = item if isinstance(item, str) else item.text
         await self._socket.send({"type": "websocket.send", "text": text})
         if item is self._last_words:
-            self._end(_Ending(1008, "a limit was exceeded"))
+            self._end(_goodbye(1008, "a limit was exceeded"))
 
     async def _close(self, ending: _Ending) -> None:
         receive = self._socket._receive
@@ -233,6 +235,10 @@ class Session:
         except (WebSocketDisconnect, RuntimeError) as error:
             logger.debug("the client left before it could be told: {!r}", error)
         abort_later(receive, ending.grace_s)
+
+
+def _goodbye(code: int, reason: str) -> _Ending:
+    return _Ending(code, reason, CLOSE_GRACE_S)
 
 
 def _gap(gap: bool) -> dict[str, bool]:

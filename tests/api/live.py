@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from httpx_sse import EventSource, ServerSentEvent, aconnect_sse
 from pydantic_core import from_json, to_json
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from app.engine.registry import Task
 from app.engine.service import Engine
@@ -47,9 +48,13 @@ class Live:
             yield client
 
     @asynccontextmanager
-    async def socket(self, user: str | None = "ada", query: str = "", **options: Any) -> AsyncIterator[Socket]:
-        headers = self.headers(user) if user else {}
-        async with connect(f"ws://{self.address}/ws{query}", additional_headers=headers, **options) as connection:
+    async def socket(
+        self, user: str | None = "ada", query: str = "", *, authorization: str | None = None, **options: Any
+    ) -> AsyncIterator[Socket]:
+        headers = self.headers(user) if user else {"authorization": authorization} if authorization else {}
+        # A client that has not read everything cannot read the server's answer to its close: it does not wait for it.
+        options = {"additional_headers": headers, "close_timeout": 0.1, **options}
+        async with connect(f"ws://{self.address}/ws{query}", **options) as connection:
             yield Socket(connection)
 
     @asynccontextmanager
@@ -84,9 +89,9 @@ class Socket:
     async def closed(self) -> tuple[int | None, str]:
         """Read until the close; its code and reason."""
         async with asyncio.timeout(PATIENCE_S):
-            async for _ in self.connection:
-                pass
-            await self.connection.wait_closed()
+            with suppress(ConnectionClosed):
+                while True:
+                    await self.connection.recv()
         return self.connection.close_code, self.connection.close_reason or ""
 
 
