@@ -11,7 +11,6 @@ import json
 import resource
 import signal
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from rich.console import Console
 from tests.bench.figures import NAMES, measure
 from tests.bench.plan import FULL, QUICK, Plan
 from tests.bench.report import as_json, machine, print_table
+from tests.bench.watch import Watch
 
 FILES = 8_192
 """Open files that a thousand sockets and a thousand model calls need, in this process and in those it starts."""
@@ -30,14 +30,9 @@ async def _measure(plan: Plan, options: argparse.Namespace) -> None:
     running = asyncio.current_task()
     assert running is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
-    began = time.monotonic()
-    described = machine()
-
-    def say(what: str) -> None:
-        print(f"[{time.monotonic() - began:5.0f} s] {what}", file=sys.stderr, flush=True)
-
-    rows = await measure(plan, options.only or NAMES, say)
-    took_s = time.monotonic() - began
+    watch, described = Watch(plan.limit_s), machine()
+    rows = await measure(plan, options.only or NAMES, watch)
+    took_s = watch.took_s
     if options.json:
         print(json.dumps(as_json(rows, plan, described, took_s), indent=2))
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from pydantic_core import to_json
@@ -18,6 +18,7 @@ from tests.bench.plan import Plan
 from tests.bench.processes import BenchError, Child, module
 from tests.bench.rows import Aim, Row
 from tests.bench.server import fresh_server
+from tests.bench.watch import Watch
 
 BODY = to_json({"task": "system.echo", "params": {"value": "hello"}, "project_id": "apollo", "tags": ["bench"]})
 ROUTES = {"post": "/api/tasks", "empty": "/bench/empty"}
@@ -25,9 +26,9 @@ START_S = 30.0
 HALF = Aim("at least half the rate of an empty route", "ratio", "least", 0.5)
 
 
-async def post_tasks(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+async def post_tasks(plan: Plan, watch: Watch) -> list[Row]:
     """Requests a second of one API process, and the ratio to the empty route."""
-    say("POST /api/tasks")
+    watch.say("POST /api/tasks")
     rates: dict[str, list[float]] = {name: [] for name in ROUTES}
     async with fresh_server(file=False) as server, api_process({"NIGHTSHIFT_REDIS_URL": server.url}) as (port, process):
         for number in range(plan.api_slices + 1):

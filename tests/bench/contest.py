@@ -11,7 +11,7 @@ until the end of every task is written.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from tests.bench.environments import OURS, PEERS, Contestant, prepare
@@ -19,12 +19,14 @@ from tests.bench.plan import Plan
 from tests.bench.processes import BenchError, Child, child
 from tests.bench.rows import Aim, Better, Row, compared, percentile
 from tests.bench.server import FAILURES, Server, fresh_server
+from tests.bench.watch import Watch
 
 DRAIN_S = 120.0
+MIN_TASKS = 500
+"""Fewer may all be taken with the first look at the queue."""
 MEMORY_TASKS = 1_000
 """With fewer, what a library stores once would count as theirs."""
 Runs = dict[str, dict[str, list[float]]]
-Say = Callable[[str], None]
 
 AIMS = {
     "drain": Aim("at least 5 times the fastest peer", "ratio", "least", 5.0),
@@ -51,17 +53,23 @@ PARTS = {"drain": "drain", "drain_file": "drain", "worker_us": "drain", "server_
          "finished_bytes": "drain", "pickup_p50": "pickup", "pickup_p99": "pickup"}  # fmt: skip
 
 
-async def contest(plan: Plan, parts: Sequence[str], say: Say) -> list[Row]:
-    """The rows of the parts `drain`, `pickup` and `enqueue`."""
-    contestants, problems = await _ready(plan, say)
+async def contest(plan: Plan, parts: Sequence[str], watch: Watch, *, reserve_s: float) -> list[Row]:
+    """The rows of the parts `drain`, `pickup` and `enqueue`; fewer runs where `reserve_s` would not be left."""
+    contestants, problems = await _ready(plan, watch)
+    took_s = 0.0
     runs: Runs = defaultdict(lambda: {item.name: [] for item in contestants})
     for number in range(plan.runs):
+        if number and watch.left_s - reserve_s < took_s:
+            problems.append(f"{number} of {plan.runs} runs: there was no time for more.")
+            break
+        began_s = watch.took_s
         for item in contestants:
-            say(f"run {number + 1} of {plan.runs}: {item.name}")
+            watch.say(f"run {number + 1} of {plan.runs}: {item.name}")
             try:
                 await _session(plan, item, parts, runs, seed=number)
             except FAILURES as error:
                 problems.append(f"{item.name}: {error}")
+        took_s = watch.took_s - began_s
     note = " ".join(problems)
     wanted = [key for key in FIGURES if PARTS.get(key, "enqueue") in parts and key in runs]
     return [_row(key, runs[key], note) for key in wanted]
@@ -72,14 +80,13 @@ def _row(key: str, runs: dict[str, list[float]], note: str) -> Row:
     return compared(key, figure, unit, runs, ours=OURS.name, better=better, aim=AIMS.get(key), note=note)
 
 
-async def _ready(plan: Plan, say: Say) -> tuple[list[Contestant], list[str]]:
+async def _ready(plan: Plan, watch: Watch) -> tuple[list[Contestant], list[str]]:
     """Who can take part, and why others cannot."""
     contestants, problems = [OURS], []
     for peer in PEERS if plan.peers else ():
         try:
             if peer.environment:
-                say(f"environment of {peer.environment}")
-                await prepare(peer.environment)
+                await prepare(peer.environment, watch.say)
             contestants.append(peer)
         except BenchError as error:
             problems.append(f"{peer.name}: {error}")
@@ -93,7 +100,7 @@ async def _session(plan: Plan, item: Contestant, parts: Sequence[str], runs: Run
 
     async with fresh_server(file=False) as server, _client(item, server) as client:
         if "drain" in parts or "pickup" in parts:
-            tasks = int(item.tasks * plan.scale) if "drain" in parts else 1
+            tasks = _tasks(plan, item) if "drain" in parts else 1
             for key, value in (await _drain(plan, item, server, client, tasks, parts, seed)).items():
                 note(key, value)
         if "enqueue" in parts and not item.env:  # The poll delay of a worker does not matter here.
@@ -102,8 +109,12 @@ async def _session(plan: Plan, item: Contestant, parts: Sequence[str], runs: Run
                 note(f"enqueue_{mode}", answer["per_s"])
     if "drain" in parts and plan.with_file:
         async with fresh_server(file=True) as server, _client(item, server) as client:
-            figures = await _drain(plan, item, server, client, int(item.tasks * plan.scale), ("drain",), seed)
+            figures = await _drain(plan, item, server, client, _tasks(plan, item), ("drain",), seed)
             note("drain_file", figures["drain"])
+
+
+def _tasks(plan: Plan, item: Contestant) -> int:
+    return max(MIN_TASKS, int(item.tasks * plan.scale))
 
 
 async def _drain(

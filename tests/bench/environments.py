@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,7 @@ PEERS = (
 )
 
 
-async def prepare(name: str) -> None:
+async def prepare(name: str, say: Callable[[str], None]) -> None:
     """Make a peer's environment unless it stands there as its lock wants it. Raises `BenchError` when that fails."""
     lock = LOCKS / f"{name}.lock"
     folder = ROOT / ".bench" / name
@@ -51,6 +52,7 @@ async def prepare(name: str) -> None:
     wanted = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
     if mark.is_file() and mark.read_text() == wanted:
         return
+    say(f"installing {name}")
     await run_quietly(sys.executable, "-m", "venv", "--clear", folder, timeout_s=INSTALL_S)
     python = next(path for path in (folder / "bin" / "python", folder / "Scripts" / "python.exe") if path.exists())
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r", lock)

@@ -11,6 +11,7 @@ class Plan:
 
     quick: bool
     peers: bool = True
+    limit_s: float = 600.0
     runs: int = 3
     scale: float = 1.0
     """Of the numbers of tasks in a drain."""
@@ -40,7 +41,8 @@ class Plan:
 
 FULL = Plan(quick=False)
 QUICK = Plan(
-    quick=True, runs=1, scale=0.1, with_file=False, pickup_samples=40, enqueue_s=0.3, api_slice_s=0.4, api_slices=2,
-    sockets=100, events_per_s=200, events_s=2.0, model_calls=100, model_chunks=20, model_chunk_s=0.1, kills=1,
-    idle_s=3.0, backlogs=(1_000, 20_000), backlog_tasks=3_000, workers=(1, 2), workers_tasks=4_000,
+    quick=True, limit_s=90.0, runs=1, scale=0.1, with_file=False, pickup_samples=40, enqueue_s=0.3,
+    api_slice_s=0.4, api_slices=2, sockets=100, events_per_s=200, events_s=2.0,
+    model_calls=100, model_chunks=20, model_chunk_s=0.1, kills=1, idle_s=3.0,
+    backlogs=(1_000, 20_000), backlog_tasks=3_000, workers=(1, 2), workers_tasks=4_000,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from tests.bench.plan import Plan
 from tests.bench.processes import Child, module
 from tests.bench.rows import Aim, Row
 from tests.bench.server import Server, fresh_server
+from tests.bench.watch import Watch
 
 PEER = "tests.bench.peers.nightshift"
 FILL_AT_ONCE = 50_000
@@ -41,36 +42,36 @@ class Cost:
         return self.worker_us + self.server_us
 
 
-async def backlog_growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+async def backlog_growth(plan: Plan, watch: Watch) -> list[Row]:
     """A row for each backlog: what a task costs while at least so many others wait."""
     rows: list[Row] = []
-    queued_bytes = 0.0
+    queued_bytes = task_s = 0.0
     for backlog in plan.backlogs:
-        say(f"backlog of {backlog:,}")
-        if refusal := _too_much(backlog * queued_bytes):
-            rows.append(_row("backlog", f"{backlog:,} waiting", None, rows, refusal))
-            continue
-        # The largest takes half a minute to fill, and its own figure steadies over the many tasks.
+        watch.say(f"backlog of {backlog:,}")
+        # The largest takes half a minute to fill.
         runs = 1 if backlog == max(plan.backlogs) else plan.runs
-        costs = []
-        for _ in range(runs):
+        refusal = _too_much(backlog * queued_bytes) or _too_long(backlog * task_s, watch.left_s)
+        began_s, costs = watch.took_s, []
+        for _ in range(0 if refusal else runs):
             cost, queued_bytes = await _at_backlog(plan, backlog)
             costs.append(cost)
-        rows.append(_row("backlog", f"{backlog:,} waiting", costs, rows, f"{queued_bytes:.0f} bytes a queued task"))
+        note = refusal or f"{queued_bytes:.0f} bytes a queued task"
+        rows.append(_row("backlog", f"{backlog:,} waiting", costs, rows, note))
+        task_s = (watch.took_s - began_s) / runs / backlog
     return rows
 
 
-async def worker_growth(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+async def worker_growth(plan: Plan, watch: Watch) -> list[Row]:
     """A row for each number of worker processes on one queue."""
     rows: list[Row] = []
     for count in plan.workers:
-        say(f"{count} workers")
+        watch.say(f"{count} worker{'s' * (count > 1)}")
         costs = [await _with_workers(plan, count) for _ in range(plan.runs)]
         rows.append(_row("workers", f"{count} worker{'s' * (count > 1)}", costs, rows, ""))
     return rows
 
 
-def _row(group: str, what: str, costs: list[Cost] | None, before: list[Row], note: str) -> Row:
+def _row(group: str, what: str, costs: list[Cost], before: list[Row], note: str) -> Row:
     figure = f"CPU a task, {what}"
     key = f"{group}_{what.split(maxsplit=1)[0].replace(',', '')}"
     if not costs:
@@ -89,6 +90,10 @@ def _too_much(needed_bytes: float) -> str | None:
     if needed_bytes <= MEMORY_SHARE * available:
         return None
     return f"not measured: takes about {needed_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
+
+
+def _too_long(needed_s: float, left_s: float) -> str | None:
+    return f"not measured: takes about {needed_s:.0f} s, and {left_s:.0f} s are left" if needed_s > left_s else None
 
 
 async def _at_backlog(plan: Plan, backlog: int) -> tuple[Cost, float]:

@@ -10,7 +10,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import jwt
@@ -24,6 +24,7 @@ from tests.bench.processes import BenchError, module
 from tests.bench.rows import Aim, Row, percentile
 from tests.bench.server import fresh_server
 from tests.bench.ticker import ticking_engine
+from tests.bench.watch import Watch
 
 SETTLE_S = 2.0
 """From the start of the tasks to their first events: starting a thousand tasks at once is not what is measured."""
@@ -31,9 +32,9 @@ PATIENCE_S = 30.0
 CONNECT_AT_ONCE = 50
 
 
-async def emit_to_socket(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+async def emit_to_socket(plan: Plan, watch: Watch) -> list[Row]:
     """p50 and p99 over all events, and whether all of them came."""
-    say(f"{plan.sockets:,} sockets")
+    watch.say(f"{plan.sockets:,} sockets")
     secret = secrets.token_hex(32)
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(fresh_server(file=False))
@@ -45,7 +46,7 @@ async def emit_to_socket(plan: Plan, say: Callable[[str], None]) -> list[Row]:
             ids.append((await engine.tasks.enqueue(submission, user_id=f"user-{user}")).task_id)
         sockets = await _connect_all(stack, port, ids, secret)
         await stack.enter_async_context(module("tests.bench.ticker", server.url, str(plan.sockets)))
-        say(f"{plan.events_per_s:,} events a second for {plan.events_s:.0f} s")
+        watch.say(f"{plan.events_per_s:,} events a second for {plan.events_s:.0f} s")
         return _rows(plan, await _receive_all(plan, sockets))
 
 

@@ -6,7 +6,7 @@ How soon the tasks of a killed one run again, and what one costs that has nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.catalogue import LANES, catalogue
@@ -17,6 +17,7 @@ from tests.bench.plan import Plan
 from tests.bench.processes import BenchError, Child, cpu_s, module
 from tests.bench.rows import Aim, Row
 from tests.bench.server import Server, fresh_server
+from tests.bench.watch import Watch
 
 USER = "bench"
 START_S = 30.0
@@ -28,9 +29,9 @@ TASKS = 3
 """That the killed worker runs; the last of them to run again counts."""
 
 
-async def killed_worker(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+async def killed_worker(plan: Plan, watch: Watch) -> list[Row]:
     """Seconds from SIGKILL until the tasks of the killed worker run on another one."""
-    say("a worker is killed")
+    watch.say("a worker is killed")
     # At different moments of the renewals, which come every 3 s.
     took_s = await asyncio.gather(*(_kill_one(after_s=float(number)) for number in range(plan.kills)))
     aim = Aim("within the lease, 10 s, plus 2 s", "ours", "most", LEASE_S + 2.0)
@@ -39,9 +40,9 @@ async def killed_worker(plan: Plan, say: Callable[[str], None]) -> list[Row]:
                 runs={"nightshift": took_s})]  # fmt: skip
 
 
-async def idle_worker(plan: Plan, say: Callable[[str], None]) -> list[Row]:
+async def idle_worker(plan: Plan, watch: Watch) -> list[Row]:
     """CPU of an idle worker with all lanes, in per cent of a core."""
-    say("an idle worker")
+    watch.say("an idle worker")
     async with fresh_server(file=True) as server, _engine(server) as engine, _arq_worker(server) as worker:
         await _until_alive(engine, 1)
         await asyncio.sleep(SETTLE_S)
