@@ -141,6 +141,19 @@ async def ride_out_restarts(redis: ArqRedis, url: str) -> None:
     await stock.disconnect()
     if isinstance(stock, SentinelConnectionPool):
         await close_sentinels(stock)
+    # arq deletes its health key before it calls on_shutdown, and an error there would keep the lanes from draining.
+    redis.delete = _forgiving(redis.delete)  # type: ignore[method-assign]
+
+
+def _forgiving(delete: Callable[..., Any]) -> Callable[..., Any]:
+    async def forgiving(*names: Any) -> int:
+        try:
+            return int(await delete(*names))
+        except CONNECTION_ERRORS as error:
+            logger.warning("{} was not deleted, Redis is away: {}", ", ".join(map(str, names)), error)
+            return 0
+
+    return forgiving
 
 
 class HostRetry(Retry):
