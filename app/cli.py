@@ -101,7 +101,7 @@ def show(task_id: TaskId, /, *, as_json: Json = False) -> int:
 @app.command(name="ls")
 def list_tasks(
     *,
-    status: Annotated[str | None, Parameter(help="PENDING, RUNNING, SUCCESS, FAILURE, …")] = None,
+    status: Annotated[str | None, Parameter(help="PENDING, STARTED, RETRY, SUCCESS, FAILURE or CANCELLED")] = None,
     queue: str | None = None,
     task: Annotated[str | None, Parameter(help="Only tasks of this type.")] = None,
     project: str | None = None,

@@ -13,6 +13,8 @@ from pathlib import Path
 from app.errors import InvalidInput
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+MIN_AGE_S = 2 * 3600.0
+"""A younger workspace is never removed: a task may be at work in it."""
 
 
 class Workspaces:
@@ -41,8 +43,9 @@ class Workspaces:
             await asyncio.shield(asyncio.to_thread(self._clear, path))
 
     async def remove_older_than(self, age_s: float) -> int:
-        """Remove the workspaces whose directory changed longer than `age_s` seconds ago; how many there were."""
-        return await asyncio.to_thread(self._remove_older_than, time.time() - age_s)
+        """Remove the workspaces whose directory changed longer than `age_s` seconds ago, `MIN_AGE_S` at least; how
+        many there were."""
+        return await asyncio.to_thread(self._remove_older_than, time.time() - max(age_s, MIN_AGE_S))
 
     def _clear(self, path: Path) -> None:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -50,7 +53,14 @@ class Workspaces:
             shutil.rmtree(path)
 
     def _remove_older_than(self, moment: float) -> int:
-        old = [path for path in self._root.glob("*") if path.stat().st_mtime < moment] if self._root.exists() else []
+        old = [path for path in self._root.glob("*") if _changed_at(path) < moment]
         for path in old:
             shutil.rmtree(path, ignore_errors=True)
         return len(old)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another worker of this host removes old ones in the same minute
+        return time.time()

@@ -82,7 +82,7 @@ def tree_source(entries: Sequence[TreeEntry]) -> Source:
     for entry in entries:
         parts = PurePosixPath(entry.path).parts
         counts["/".join(parts[:2]) + "/" if len(parts) > 2 else entry.path] += 1
-    lines = [f"{path} ({count} files)" if path.endswith("/") else path for path, count in sorted(counts.items())]
+    lines = [f"{path} ({_files(count)})" if path.endswith("/") else path for path, count in sorted(counts.items())]
     rest = [f"and {len(lines) - MAX_TREE_LINES} more"] if len(lines) > MAX_TREE_LINES else []
     return Source("file tree", "\n".join(lines[:MAX_TREE_LINES] + rest))
 
@@ -90,8 +90,18 @@ def tree_source(entries: Sequence[TreeEntry]) -> Source:
 def commit_sources(commits: Sequence[Commit]) -> list[Source]:
     """Each commit as a source of its own, named after its id."""
     return [
-        Source(f"commit {commit.id[:10]}", f"{commit.subject}.\n{commit.body}"[:MAX_COMMIT_CHARS]) for commit in commits
+        Source(f"commit {commit.id[:10]}", f"{_sentence(commit.subject)}\n{commit.body}"[:MAX_COMMIT_CHARS])
+        for commit in commits
     ]
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _sentence(subject: str) -> str:
+    # So that a subject and the body's first sentence are two.
+    return subject if subject.endswith((".", "!", "?")) else f"{subject}."
 
 
 def _is_document(path: str) -> bool:

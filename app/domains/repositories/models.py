@@ -89,6 +89,27 @@ class Digest(BaseModel):
 
 
 class Findings(BaseModel):
-    """What the model is asked for, section by section."""
+    """What the model says in one section of a digest."""
 
-    statements: list[Statement] = Field(max_length=5)
+    findings: list[Statement] = Field(max_length=5)
+
+
+class WhatItIs(Findings):
+    """What a project is."""
+
+    findings: list[Statement] = Field(max_length=5, description="what it is")
+
+
+class HowItIsBuilt(Findings):
+    """How it is built."""
+
+    findings: list[Statement] = Field(
+        max_length=5,
+        description="description, required version, dependencies, scripts, layout",
+    )
+
+
+class WhatChanged(Findings):
+    """What changed lately."""
+
+    findings: list[Statement] = Field(max_length=5, description="what it has been")

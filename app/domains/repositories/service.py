@@ -19,7 +19,10 @@ from app.domains.repositories.models import (
     DigestRepository,
     Durations,
     Findings,
+    HowItIsBuilt,
     RepositoryFacts,
+    WhatChanged,
+    WhatItIs,
 )
 from app.domains.workspaces import Workspaces
 from app.engine.context import TaskContext
@@ -29,10 +32,35 @@ CLONED, READ, DONE = 40, 60, 100
 """Shares of the progress of a digest, in percent, when each part is over."""
 
 SYSTEM = "You describe a software repository to an engineer who is new to it. Say only what the material says."
-QUESTIONS = {
-    "what_it_is": "What is this project, what does it do and for whom? Up to 5 statements, the most telling first.",
-    "how_it_is_built": "How is it built: language, dependencies, layout, tools, commands? Up to 5 statements.",
-    "what_changed_lately": "What changed lately, by the newest commits? Up to 5 statements, the weightiest first.",
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of a digest: what the model is told to say, and the shape of what it says."""
+
+    instruction: str
+    question: str
+    shape: type[Findings]
+
+
+SECTIONS = {
+    # The instruction is for a model that reads; the offline one goes by the question and by the shape's field, and
+    # takes beginnings where those say nothing in particular.
+    "what_it_is": Section(
+        "Say what this project is, what it does and for whom. Up to 5 statements, the most telling first.",
+        "What is it?",
+        WhatItIs,
+    ),
+    "how_it_is_built": Section(
+        "Say how it is built: language, dependencies, layout, tools, commands. Up to 5 statements.",
+        "How is it built?",
+        HowItIsBuilt,
+    ),
+    "what_changed_lately": Section(
+        "Say what changed lately, by the newest commits. Up to 5 statements, the weightiest first.",
+        "What has it been?",
+        WhatChanged,
+    ),
 }
 
 
@@ -74,7 +102,7 @@ async def clone_repository(
 ) -> ClonedRepository:
     """Clone into a workspace that stays as long as the task's result."""
     into = await workspaces.fresh(ctx.task_id)
-    clone = await git.clone(params.url, into, ref=params.ref, depth=params.depth, on_progress=_cloning(ctx, 100))
+    clone = await git.clone(params.url, into, ref=params.ref, depth=params.depth, on_progress=CloneProgress(ctx, 100))
     return ClonedRepository(
         workspace=into.name, url=clone.url, head=clone.head, branch=clone.branch, default_branch=clone.default_branch
     )
@@ -87,7 +115,9 @@ async def digest_repository(
     watch = Stopwatch()
     async with workspaces.temporary(ctx.task_id) as into:
         with watch.part("clone_s"):
-            clone = await git.clone(params.url, into, ref=params.ref, on_progress=_cloning(ctx, CLONED))
+            # No more history than is read: one of depth n holds the n newest commits.
+            report = CloneProgress(ctx, CLONED)
+            clone = await git.clone(params.url, into, ref=params.ref, depth=params.commits, on_progress=report)
         if clone.head is None:
             raise PermanentError(f"{clone.url} is empty: there is nothing to digest")
         await ctx.progress(CLONED, DONE, "reading files and history")
@@ -127,18 +157,23 @@ async def _ask_all(ctx: TaskContext, model: Model, material: Material) -> tuple[
 
     async def ask(section: str) -> list[Statement]:
         nonlocal answered, total
+        asked = SECTIONS[section]
         messages = [
-            Message.system(SYSTEM),
-            Message.user(f"{QUESTIONS[section]}\n\n{render_sources(material.sources(section))}"),
+            Message.system(f"{SYSTEM} {asked.instruction}"),
+            Message.user(f"{asked.question}\n\n{render_sources(material.sources(section))}"),
         ]
-        findings, usage = await model.structured(messages, Findings)
+        reply, usage = await model.structured(messages, asked.shape)
         answered, total = answered + 1, total + usage
-        share = round(READ + (DONE - READ) * answered / len(QUESTIONS), 1)
+        share = round(READ + (DONE - READ) * answered / len(SECTIONS), 1)
         await ctx.progress(share, DONE, f"answered: {section.replace('_', ' ')}")
-        return findings.statements
+        return reply.findings
 
-    async with asyncio.TaskGroup() as group:
-        asked = {section: group.create_task(ask(section)) for section in QUESTIONS}
+    try:
+        async with asyncio.TaskGroup() as group:
+            asked = {section: group.create_task(ask(section)) for section in SECTIONS}
+    except BaseExceptionGroup as failed:
+        # The first failure has stopped the others; who reads the task's error wants to know what it was.
+        raise failed.exceptions[0] from None
     return {section: task.result() for section, task in asked.items()}, total
 
 
@@ -166,7 +201,7 @@ PHASES = {
 MIN_STEP = 2.0
 
 
-class _cloning:  # noqa: N801  (used as a function with memory)
+class CloneProgress:
     """Reports git's own progress as the first part of the task's, when it has grown by two points."""
 
     def __init__(self, ctx: TaskContext, share: float) -> None:
