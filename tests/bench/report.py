@@ -20,9 +20,9 @@ from tests.bench.rows import Row
 
 CONDITIONS = (
     "Each contestant: a process and an environment of its own, uvloop, concurrency 32, its default serializer and "
-    "result time, log at WARNING, a fresh Valkey over TCP. Medians of the runs, which go round all contestants. "
-    "Nightshift writes status, two event streams, an index and the result of each task, the peers what they write by "
-    "default."
+    "result time, log at WARNING, a fresh Valkey over TCP. The file is the append-only file, synced once a second. "
+    "Medians of the runs, which go round all contestants. Nightshift writes status, two event streams, an index and "
+    "the result of each task, the peers what they write by default."
 )
 
 
