@@ -17,16 +17,18 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from arq.worker import create_worker
 from pydantic import SecretStr
+from redis.exceptions import RedisError
 
 from app.errors import SettingsError, Unavailable
 from app.settings import Settings, use_settings
+from app.store.connection import connect_sync
 from app.store.embedded import EmbeddedServer
 
 WS_PING_INTERVAL_S = 30
@@ -109,6 +111,7 @@ async def _store(settings: Settings) -> AsyncIterator[Settings]:
     """The embedded server where no Redis is configured; settings that name it."""
     if settings.redis_url is not None:
         use_settings(settings)
+        await asyncio.to_thread(_check_store, settings.redis_url.get_secret_value())
         await asyncio.to_thread(_import_parts)
         yield settings
         return
@@ -126,6 +129,15 @@ async def _store(settings: Settings) -> AsyncIterator[Settings]:
         # A thread cannot be cancelled: what it starts must be there before it can be released.
         await asyncio.wait({starting})
         await asyncio.to_thread(server.release)
+
+
+def _check_store(url: str) -> None:
+    """Say at once what the parts would try for half a minute each."""
+    with closing(connect_sync(url)) as client:
+        try:
+            client.ping()
+        except RedisError as error:
+            raise Unavailable(f"the Redis that NIGHTSHIFT_REDIS_URL names cannot be used: {error}") from error
 
 
 def _import_parts() -> None:
