@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loguru import logger
@@ -49,6 +49,8 @@ MAX_RESULT_BYTES = 8 * 1024 * 1024
 MAX_TRACEBACK_CHARS = 20_000
 UNKNOWN_TASK_DELAY_S = (1.0, 30.0)
 """How long an unknown task waits for another worker: a quarter of its age, within these bounds."""
+UNKNOWN_SINCE = "unknown_since"
+"""Field of a record: when a worker first did not know its task (Unix ms)."""
 INSIST_S = 2.0
 """How often a task that survives its hard limit is stopped again."""
 
@@ -82,6 +84,7 @@ class HandedBack:
 
     reason: ErrorInfo
     delay_s: float
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +146,9 @@ class Attempt:
         return time.monotonic() + (self.task.spec.limits.hard_s if self.task else 60.0)
 
     def cancel(self) -> None:
-        """The owner cancelled the task: raise `TaskCancelled` inside it."""
-        self._interrupt(TaskCancelled("the task was cancelled"))
+        """The owner cancelled the task: raise `TaskCancelled` inside it, once. It may take its time to clean up."""
+        if not isinstance(self._stop, TaskCancelled):
+            self._interrupt(TaskCancelled("the task was cancelled"))
 
     def lose(self) -> None:
         """The lease is lost: stop, and write nothing more."""
@@ -153,6 +157,10 @@ class Attempt:
     def hand_back(self) -> None:
         """The worker stops: raise `WorkerStopping` inside it."""
         self._interrupt(WorkerStopping("the worker is stopping"))
+
+    def handed_back(self) -> HandedBack:
+        """The outcome of an attempt that is not waited for any longer."""
+        return _handed_back(WorkerStopping("the worker is stopping"), 0.0)
 
     async def outcome(self) -> Outcome:
         """Run the chain to its end. Never raises for what the task does."""
@@ -195,14 +203,16 @@ class Attempt:
 
     def _unknown(self) -> Outcome:
         name = self.claim.fields["task"]
-        age_s = (self.claim.started_ms - int(self.claim.fields["enqueued_at"])) / 1000
+        # Not since the enqueue: a task may have been delayed for longer than the bound.
+        since_ms = int(self.claim.fields.get(UNKNOWN_SINCE, self.claim.started_ms))
+        age_s = (self.claim.started_ms - since_ms) / 1000
         if name == "?":
             return _failed(UndecodablePayload("expected the JSON of an arq job as the payload"), retryable=False)
         error = UnknownTask(f"no worker knows a task called {name!r}")
         if age_s > self._unknown_task_ttl_s:
             return _failed(error, retryable=False)
         low, high = UNKNOWN_TASK_DELAY_S
-        return _handed_back(error, min(max(age_s / 4, low), high))
+        return replace(_handed_back(error, min(max(age_s / 4, low), high)), mark=UNKNOWN_SINCE)
 
     def _params(self, spec: TaskSpec) -> BaseModel:
         values = wire.decode_payload(self.claim.payload).params(spec.param_names)
@@ -244,8 +254,8 @@ class Attempt:
             return Abandoned()
         if isinstance(self._stop, TaskCancelled):
             return Cancelled()
-        if isinstance(self._stop, WorkerStopping):
-            return _handed_back(self._stop, 0.0)
+        if isinstance(self._stop, WorkerStopping) or _is_cancelled_from_outside(error):
+            return _handed_back(WorkerStopping("the worker is stopping"), 0.0)
         if isinstance(self._stop, _HardStop):
             assert self.task is not None
             error = HardTimeLimit(f"the task did not end within its hard limit of {self.task.spec.limits.hard_s:g} s")
@@ -272,6 +282,12 @@ class Attempt:
             token=claim.token,
             percent=_percent(fields),
         )
+
+
+def _is_cancelled_from_outside(error: BaseException) -> bool:
+    """Whether the loop itself is ending, which is no fault of the task."""
+    current = asyncio.current_task()
+    return type(error) is asyncio.CancelledError and current is not None and current.cancelling() > 0
 
 
 def _percent(fields: dict[str, str]) -> float:

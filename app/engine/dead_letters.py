@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from app.engine import wire
-from app.engine.job import ErrorInfo, fields_of, moment
+from app.engine.job import ErrorInfo, fields_of, moment, text_of
 from app.engine.queue import MAX_LIMIT
 from app.errors import InvalidInput, NotFound, UndecodablePayload
 from app.store import keys
@@ -80,7 +80,7 @@ class DeadLetters:
     async def get(self, task_id: str, *, user_id: str | None) -> DeadLetter:
         """One dead letter. Raises `NotFound`."""
         stored = await self._scripts.redis.execute_command("HGETALL", keys.dead_letter(task_id))
-        fields = {name.decode(): value.decode() for name, value in stored.items()}
+        fields = {name.decode(): text_of(value) for name, value in stored.items()}
         if not fields or user_id not in (None, fields["user_id"]):
             raise NotFound(f"no dead letter {task_id}")
         return _letter(task_id, fields)

@@ -20,6 +20,7 @@ class Interruptible(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
         self._reason: asyncio.CancelledError | None = None
+        self._cancels = 0
         self._task: asyncio.Task[Any] | None = None
 
     def interrupt(self, reason: asyncio.CancelledError) -> None:
@@ -27,6 +28,7 @@ class Interruptible(Generic[T]):
         end."""
         if self._task is not None:
             self._reason = reason
+            self._cancels += 1
             self._task.cancel()
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -53,6 +55,8 @@ class Interruptible(Generic[T]):
             return error
         # The task is not being cancelled: only the coroutine inside was to see something. Without this, a timeout that
         # the coroutine sets while it cleans up would take itself for cancelled.
-        self._task.uncancel()
-        reason, self._reason = self._reason, None
+        # Several reasons before the loop came to it are one cancellation, counted as often.
+        for _ in range(self._cancels):
+            self._task.uncancel()
+        reason, self._reason, self._cancels = self._reason, None, 0
         return reason

@@ -65,7 +65,7 @@ class ErrorInfo:
     def of(cls, error: BaseException, *, retryable: bool) -> ErrorInfo:
         """Describe an exception."""
         extra = error.extra() if isinstance(error, NightshiftError) else {}
-        text = str(error) or ("the soft time limit was reached" if isinstance(error, SoftTimeLimit) else "")
+        text = _text_of(error) or ("the soft time limit was reached" if isinstance(error, SoftTimeLimit) else "")
         return cls(type(error).__name__, bound_text(redact(text)), retryable, extra)
 
     def to_json(self) -> bytes:
@@ -124,8 +124,19 @@ class TaskRecord:
         return self.due_at if self.status in (Status.PENDING, Status.RETRY) else None
 
 
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # the task's own code again; its end must be written whatever it does
+        return f"(its text cannot be made: {type(broken).__name__})"
+
+
 def bound_text(text: str, limit: int = MAX_ERROR_TEXT) -> str:
-    """`text`, or its beginning and a note of how much was left out, `limit` characters together at most."""
+    """`text`, or its beginning and a note of how much was left out, `limit` characters together at most.
+
+    What UTF-8 cannot hold, such as a file name in another encoding, is written as `\\udcff`.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) <= limit:
         return text
     note = f" … ({len(text)} characters in all)"
@@ -134,7 +145,12 @@ def bound_text(text: str, limit: int = MAX_ERROR_TEXT) -> str:
 
 def fields_of(flat: list[bytes]) -> dict[str, str]:
     """A Redis hash, as scripts return it, as a dictionary."""
-    return {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
+    return {flat[at].decode(): text_of(flat[at + 1]) for at in range(0, len(flat), 2)}
+
+
+def text_of(value: bytes) -> str:
+    """A stored value as text; a stock client may have brought in what is not UTF-8 (a pickled payload)."""
+    return value.decode(errors="replace")
 
 
 def record_of(task_id: str, fields: dict[str, str]) -> TaskRecord:

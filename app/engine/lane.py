@@ -66,8 +66,10 @@ class Lane:
         """Whether more due tasks are likely to stand in the queue."""
         self._workshop = workshop
         self._slot_free = slot_free
-        self._attempts: dict[str, tuple[Attempt, asyncio.Task[None]]] = {}
-        self._ahead: deque[Claim] = deque()
+        self._held: dict[str, Attempt] = {}
+        """By task id: what is claimed and not begun, and what runs or whose end is being written."""
+        self._ahead: deque[tuple[Attempt, Lease]] = deque()
+        self._lifetimes: set[asyncio.Task[None]] = set()
         self._working = 0
         self._mean_s = 1.0
 
@@ -84,71 +86,81 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether nothing is under way, unwritten ends included."""
-        return not self._attempts and not self._ahead
+        return not self._lifetimes and not self._ahead
 
     def want(self) -> int:
         """How many tasks to claim now."""
         concurrency = self.settings.concurrency
         if self._mean_s > SHORT_S:
             return concurrency - self.held
-        # Ask for more when half a round is left, so that a claim is worth its round trip.
-        return concurrency * self.settings.prefetch - self.held if len(self._ahead) <= concurrency // 2 else 0
+        # Ask for more while two rounds are left: the next batch comes while these run. Held at most stays the same.
+        return concurrency * self.settings.prefetch - self.held if len(self._ahead) <= 2 * concurrency else 0
 
     def take(self, claim: Claim) -> None:
         """Begin a claimed task, or keep it until a slot is free. Its lease is renewed from now on."""
-        self._ahead.append(claim)
+        if claim.task_id in self._held:
+            # Our own lease ran out unseen, as after a pause of the whole process, and the claim took it over.
+            self.lose(claim.task_id)
+        workshop = self._workshop
+        attempt = Attempt(claim, workshop.catalogue, workshop.services, unknown_task_ttl_s=workshop.unknown_task_ttl_s)
+        lease = Lease(claim.task_id, claim.token, claim.queue)
+        self._held[claim.task_id] = attempt
+        workshop.keeper.add(lease)
+        self._ahead.append((attempt, lease))
         self._begin()
 
     def cancel(self, task_id: str) -> bool:
-        """Raise `TaskCancelled` in a running task. False when it does not run here."""
-        found = self._attempts.get(task_id)
-        if found is not None:
-            found[0].cancel()
-        return found is not None
+        """Raise `TaskCancelled` in a task. False when it is not held here."""
+        attempt = self._held.get(task_id)
+        if attempt is not None:
+            attempt.cancel()
+        return attempt is not None
 
     def lose(self, task_id: str) -> None:
         """Stop an attempt whose lease is lost."""
         metrics.LEASES_LOST.labels(self.queue).inc()
-        found = self._attempts.get(task_id)
-        if found is not None:
-            found[0].lose()
+        attempt = self._held.get(task_id)
+        if attempt is not None:
+            attempt.lose()
 
     def hand_back_ahead(self) -> None:
         """Give back what has not begun."""
         while self._ahead:
-            claim = self._ahead.popleft()
-            attempt = self._attempt(claim)
+            attempt, lease = self._ahead.popleft()
             attempt.hand_back()
-            self._run(attempt)
+            self._run(attempt, lease)
 
     def hand_back_running(self) -> None:
         """Stop what runs, to be run again elsewhere."""
-        for attempt, _ in tuple(self._attempts.values()):
+        for attempt in tuple(self._held.values()):
             attempt.hand_back()
+
+    async def write_off(self) -> None:
+        """Hand back what has not ended although it was told to. It can write nothing more, and runs again elsewhere."""
+        for attempt in tuple(self._held.values()):
+            set_context(_log_context(attempt.claim))
+            logger.warning("the task does not stop; it is handed back all the same")
+            await self._commit(attempt.claim, attempt.handed_back(), 0.0)
 
     async def join(self) -> None:
         """Wait until all attempts have ended and their ends are written."""
-        while self._attempts:
-            await asyncio.wait([task for _, task in self._attempts.values()])
+        while self._lifetimes:
+            await asyncio.wait(tuple(self._lifetimes))
 
     def _begin(self) -> None:
         while self._ahead and self._working < self.settings.concurrency:
-            self._run(self._attempt(self._ahead.popleft()))
+            self._run(*self._ahead.popleft())
 
-    def _attempt(self, claim: Claim) -> Attempt:
-        workshop = self._workshop
-        return Attempt(claim, workshop.catalogue, workshop.services, unknown_task_ttl_s=workshop.unknown_task_ttl_s)
-
-    def _run(self, attempt: Attempt) -> None:
+    def _run(self, attempt: Attempt, lease: Lease) -> None:
         self._working += 1
-        task = asyncio.get_running_loop().create_task(self._lifetime(attempt))
-        self._attempts[attempt.claim.task_id] = attempt, task
+        task = asyncio.get_running_loop().create_task(self._lifetime(attempt, lease))
+        self._lifetimes.add(task)
+        task.add_done_callback(self._lifetimes.discard)
 
-    async def _lifetime(self, attempt: Attempt) -> None:
+    async def _lifetime(self, attempt: Attempt, lease: Lease) -> None:
         """Run an attempt, free its slot, write its end."""
         claim = attempt.claim
-        lease = Lease(claim.task_id, claim.token, claim.queue, attempt.hard_deadline)
-        self._workshop.keeper.add(lease)
+        lease.hard_deadline = attempt.hard_deadline
         set_context(_log_context(claim))
         metrics.TASKS_RUNNING.labels(self.queue).inc()
         began = time.perf_counter()
@@ -165,7 +177,8 @@ class Lane:
             await self._commit(claim, outcome, elapsed_s)
         finally:
             self._workshop.keeper.remove(lease)
-            self._attempts.pop(claim.task_id, None)
+            if self._held.get(claim.task_id) is attempt:
+                del self._held[claim.task_id]
             self._slot_free()
 
     async def _commit(self, claim: Claim, outcome: Outcome, elapsed_s: float) -> None:
@@ -259,6 +272,7 @@ def _reschedule(claim: Claim, outcome: Again | HandedBack) -> Reschedule:
         error=error if again else b"",
         event_type="task_retrying",
         event=b'{"attempt":%d,"error":%b}' % (claim.attempt, error),
+        mark="" if isinstance(outcome, Again) else outcome.mark,
     )
 
 

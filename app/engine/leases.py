@@ -19,6 +19,7 @@ Reports go to the loop through `call_soon_threadsafe`; the keeper never touches 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -42,14 +43,14 @@ EXIT_CODE_WEDGED = 70
 LOST, RENEWED, CANCELLED = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Lease:
-    """The right to write to a task. `hard_deadline` is a `time.monotonic()` moment."""
+    """The right to write to a task. `hard_deadline` is a `time.monotonic()` moment, set when the task begins."""
 
     task_id: str
     token: int
     queue: str
-    hard_deadline: float
+    hard_deadline: float = math.inf
 
 
 class LeaseKeeper:

@@ -74,9 +74,11 @@ class Decision:
 
 
 def is_retryable(error: BaseException, policy: RetryPolicy) -> bool:
-    """Whether running the same task again may help."""
+    """Whether running the same task again may help; of a group, as a TaskGroup raises it, each error must allow it."""
     if isinstance(error, policy.retry_on):
         return True
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_retryable(item, policy) for item in error.exceptions)
     if isinstance(error, NightshiftError):
         return error.retryable
     return isinstance(error, _RETRYABLE) or getattr(error, "retryable", False) is True
@@ -97,6 +99,8 @@ def after_failure(error: BaseException, attempt: int, policy: RetryPolicy, draw:
 
 
 def _wanted_delay_s(error: BaseException) -> float | None:
+    if isinstance(error, BaseExceptionGroup):
+        return max((wait for item in error.exceptions if (wait := _wanted_delay_s(item)) is not None), default=None)
     if isinstance(error, arq.Retry):
         return None if error.defer_score is None else error.defer_score / 1000
     return getattr(error, "retry_after_s", None)

@@ -28,12 +28,13 @@ from app.engine.attempt import Claim
 from app.engine.commit import Committer
 from app.engine.context import Resources
 from app.engine.heartbeat import Pulse
+from app.engine.job import text_of
 from app.engine.lane import Lane, LaneSettings, Workshop
 from app.engine.leases import Lease, LeaseKeeper
 from app.engine.queue import Submission, TaskQueue
 from app.engine.supervise import supervise
 from app.store import keys
-from app.store.connection import connect_sync
+from app.store.connection import CONNECTION_ERRORS, connect_sync
 from app.store.scripts import CLAIM_FIELDS, Emit, Scripts
 from app.telemetry import metrics
 
@@ -43,6 +44,10 @@ WAIT_S = 5
 """How long the waiter blocks at a time."""
 HEARTBEAT_S = 1.0
 HEARTBEAT_TTL_S = 10.0
+STUBBORN_S = 5.0
+"""How long a worker that drains waits for tasks that were told to stop."""
+LAST_WRITES_S = 5.0
+"""How long a worker that drains waits for Redis to take the last ends."""
 LAST_CLAIM_S = 12.0
 """How long a worker that drains waits for the reply of its last claim; longer than a command may take."""
 
@@ -128,6 +133,8 @@ class Worker:
         self._draining = True
         logger.info("worker {} drains: {} running, grace {:.0f} s", self.worker_id, self._running(), grace_s)
         await self._finish_claiming()
+        # Before anything is handed back: what wakes a worker must not wake this one.
+        await _courtesy(self._scripts.stop_sleeping(self.worker_id, list(self.lanes)))
         for lane in self.lanes.values():
             lane.hand_back_ahead()
         joined = asyncio.gather(*(lane.join() for lane in self.lanes.values()))
@@ -136,9 +143,20 @@ class Worker:
         except TimeoutError:
             for lane in self.lanes.values():
                 lane.hand_back_running()
-            await joined
-        await self._committer.drain()
+            await asyncio.wait({joined}, timeout=STUBBORN_S)
+        await self._write_last_ends()
         await self._leave()
+
+    async def _write_last_ends(self) -> None:
+        """Hand back what does not stop, and wait until all ends are written, or Redis has been away for too long."""
+        try:
+            async with asyncio.timeout(LAST_WRITES_S):
+                for lane in self.lanes.values():
+                    await lane.write_off()
+                await self._committer.drain()
+        except TimeoutError:
+            held = sum(lane.held for lane in self.lanes.values())
+            logger.error("Redis is away: {} tasks were not handed back; they run again when their leases end", held)
 
     async def _finish_claiming(self) -> None:
         # Not cancelled: a claim that is under way has taken tasks by the time its reply comes. They are handed back
@@ -154,7 +172,7 @@ class Worker:
             await self._stop_service(name)
         await asyncio.to_thread(self._keeper.stop)
         self.executor.shutdown(wait=False, cancel_futures=True)
-        await self._scripts.leave(self.worker_id, list(self.lanes))
+        await _courtesy(self._scripts.leave(self.worker_id))
         logger.info("worker {} has stopped", self.worker_id)
 
     async def _stop_service(self, name: str) -> None:
@@ -284,9 +302,17 @@ class Worker:
         return ", ".join(f"{name}:{lane.settings.concurrency}" for name, lane in self.lanes.items())
 
 
+async def _courtesy(call: Awaitable[None]) -> None:
+    """What makes things quicker for others, and sorts itself out where Redis is away."""
+    try:
+        await call
+    except CONNECTION_ERRORS as error:
+        logger.warning("leaving without a word to Redis: {}", error)
+
+
 def _claim_of(row: list[Any], now_ms: int) -> Claim:
     task_id, queue, payload, token, attempt, lost, values = row
-    fields = {name: value.decode() for name, value in zip(CLAIM_FIELDS, values, strict=True) if value is not None}
+    fields = {name: text_of(value) for name, value in zip(CLAIM_FIELDS, values, strict=True) if value is not None}
     return Claim(task_id.decode(), queue.decode(), payload, token, attempt, bool(lost), now_ms, fields)
 
 

@@ -36,7 +36,7 @@ SCAN_BOUND = 2_000
 
 CLAIM_FIELDS = (
     *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
-    *("tags", "enqueued_at", "due_at", "progress", "cancel"),
+    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since"),
 )
 """Names of the values that `claim.lua` returns of a record."""
 
@@ -111,12 +111,14 @@ class Reschedule:
     error: bytes
     event_type: str
     event: bytes
+    mark: str = ""
+    """A field of the record that keeps the time of the first reschedule with this mark; '' for none."""
 
     def args(self) -> tuple[Arg, ...]:
         """The flat form of the script."""
         return (
             *(self.id, self.token, self.queue, self.status, self.delay_ms, int(self.counts), self.error),
-            *(self.event_type, self.event),
+            *(self.event_type, self.event, self.mark),
         )
 
 
@@ -252,11 +254,16 @@ class Scripts:
         aborts: list[bytes] = await self._run("heartbeat", [worker, record, ttl_ms])
         return aborts
 
-    async def leave(self, worker: str, queues: Iterable[str]) -> None:
-        """Take a worker that stops out of the lists of the living and the sleeping."""
+    async def stop_sleeping(self, worker: str, queues: Iterable[str]) -> None:
+        """Take a worker that claims no more out of the lists of the sleeping."""
         async with self.redis.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.zrem(keys.sleepers(queue), worker)
+            await pipe.execute()
+
+    async def leave(self, worker: str) -> None:
+        """Take a worker that stops out of the list of the living."""
+        async with self.redis.pipeline(transaction=False) as pipe:
             pipe.zrem(keys.WORKERS, worker)
             pipe.delete(keys.worker(worker), keys.wake(worker))
             await pipe.execute()

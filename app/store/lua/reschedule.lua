@@ -1,10 +1,11 @@
 -- Ends attempts that are to run again: a retry after its backoff, or a task that is handed back.
 --
 -- KEYS: none
--- ARGV: for each task 9 values: id, token, queue, status (RETRY or PENDING), delay_ms, cost (1: the attempt counts, 0: it
---   does not), error (JSON or ''), event type, event payload (a JSON object; next_attempt_at is added)
+-- ARGV: for each task 10 values: id, token, queue, status (RETRY or PENDING), delay_ms, cost (1: the attempt counts, 0: it
+--   does not), error (JSON or ''), event type, event payload (a JSON object; next_attempt_at is added), name of a field that
+--   keeps the time of the first reschedule that names it, or ''
 -- returns: for each task 1, or 0 when the token is stale and nothing was changed
-local FIELDS = 9
+local FIELDS = 10
 local time = now()
 local running = {}
 local ready = {}
@@ -37,6 +38,7 @@ local function reschedule(at)
   end
   redis.call('SET', K.retry .. id, attempt, 'EX', 88400)
   redis.call('HSET', key, 'status', ARGV[at + 3], 'due_at', due, 'attempt', attempt, 'error', error)
+  if ARGV[at + 9] ~= '' then redis.call('HSETNX', key, ARGV[at + 9], time) end
   redis.call('DEL', K.in_progress .. id)
   place(id, queue, due, record[6])
   emit(channels_of(id, record[3], record[4]), ARGV[at + 7], id, next_attempt(ARGV[at + 8], due))
