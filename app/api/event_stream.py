@@ -79,7 +79,11 @@ async def followed(
 
 
 class EventStream(Response):
-    """An answer that sends `chunks` until one of the ends that the module tells of. It closes `listener`."""
+    """An answer that sends `chunks` until one of the ends that the module tells of. It closes `listener`.
+
+    Who comes while the service stops gets a stream that ends at once, and comes again; a browser that is answered
+    with an error status never would.
+    """
 
     media_type = EVENT_STREAM
 
@@ -96,6 +100,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the client."""
         try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             with STREAM_CLIENTS.labels("sse").track_inprogress():
                 grace_s = await self._serve(receive, send)
         finally:
@@ -130,7 +135,6 @@ class EventStream(Response):
         return STOP_GRACE_S if stopping in done else CLOSE_GRACE_S
 
     async def _send(self, send: Send) -> float:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:

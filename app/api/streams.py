@@ -149,8 +149,6 @@ async def _follow(
     *,
     is_over: Callable[[], Awaitable[bool]],
 ) -> EventStream:
-    shutdown = shutdown_of(request)
-    shutdown.refuse_late()
     listener = Listener(engine.hub)
     try:
         start = await listener.add(place.channel, place.stream, after)
@@ -158,7 +156,7 @@ async def _follow(
         listener.close()
         raise
     chunks = followed(engine.events, place, start, listener, is_over)
-    return EventStream(chunks, shutdown=shutdown, expires_at=caller.expires_at, listener=listener)
+    return EventStream(chunks, shutdown=shutdown_of(request), expires_at=caller.expires_at, listener=listener)
 
 
 async def _page(engine: Engine, place: Place, wanted: Wanted) -> Response:
