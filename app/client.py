@@ -137,7 +137,7 @@ class ApiClient:
         connection `RemoteUnreachable` is raised. Close the generator (`aclosing`) when leaving it early.
         """
         # Here: the WebSocket library is a fifth of the start of a command that does not need it.
-        from app.client_stream import follow
+        from app.client_stream import follow  # noqa: PLC0415
 
         url = self.url.replace("http", "ws", 1) + "/ws"
         async with aclosing(follow(url, self._authorization, f"task:{task_id}", last_event_id)) as frames:

@@ -53,7 +53,7 @@ async def follow(url: str, headers: Mapping[str, str], channel: str, last_event_
                         yield frame
         except _Lost as error:
             if patience.is_over():
-                raise RemoteUnreachable(f"the service at {url}: {error}") from error
+                raise RemoteUnreachable(f"the service at {url} cannot be reached: {error}") from error
         except ApiError as error:
             # Once it was allowed, a refusal of the channel is a service that cannot reach its store just now.
             if error.remote_status != NO_CHANNEL or patience.is_over():
@@ -107,7 +107,7 @@ async def _one_connection(
     except InvalidStatus as error:
         raise _refused(error) from error
     except (OSError, TimeoutError, InvalidHandshake) as error:
-        raise _Lost(f"no WebSocket could be opened: {error or type(error).__name__}") from error
+        raise _Lost(str(error) or type(error).__name__) from error
 
 
 def _open(url: str, headers: Mapping[str, str]) -> connect:
@@ -125,7 +125,7 @@ def _open(url: str, headers: Mapping[str, str]) -> connect:
 def _closed(error: ConnectionClosed) -> Exception:
     if error.rcvd is not None and error.rcvd.code == POLICY_VIOLATION:
         return ApiError(403, {"detail": error.rcvd.reason or "the service closed the WebSocket"})
-    return _Lost(f"the WebSocket was closed: {error}")
+    return _Lost(f"the connection was closed: {error}")
 
 
 def _refused(error: InvalidStatus) -> Exception:

@@ -1,0 +1,459 @@
+"""`nightshift` against the real API: what is printed, for people and for programs, and the exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import cli
+from app.cli_tasks import BadArgument, read_values
+from app.cli_views import print_json, print_table
+from app.domains.system import tasks as system
+from app.engine.context import TaskContext
+from app.engine.registry import task
+from app.settings import settings
+from tests.acceptance.machine import Machine, url_of
+from tests.api.live import Live, live_on
+from tests.fakes.model_server import ModelServer
+
+ROOT = Path(__file__).parents[1]
+
+
+@task("test.talk")
+async def talk(ctx: TaskContext, params: system.Echo) -> None:
+    """Say something as a model does."""
+    await ctx.emit("stream_start", {"attempt": 1, "model": "m"})
+    for text in ("Hello\x1b[2J\nth", "ere", "!"):
+        await ctx.emit("text_chunk", {"text": text})
+    await ctx.emit("stream_end", {"characters": 17})
+
+
+TASKS = (system.echo, system.sleep, system.fail, talk)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its exit code and what it printed."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Awaitable[Done]]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A directory without `.env`, and no settings but those that a test makes."""
+    for name in [name for name in os.environ if name.startswith("NIGHTSHIFT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in a thread: it has an event loop of its own."""
+
+    def in_thread(arguments: tuple[str, ...]) -> int | str | None:
+        settings.cache_clear()
+        try:
+            cli.main(arguments)
+        except SystemExit as ended:
+            return ended.code
+        raise AssertionError("a command ends the process")
+
+    async def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = await asyncio.to_thread(in_thread, arguments)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+async def live(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Live]:
+    async with live_on(redis_url, TASKS) as running:
+        monkeypatch.setenv("NIGHTSHIFT_URL", f"http://{running.address}")
+        monkeypatch.setenv("NIGHTSHIFT_API_KEY", running.keys["ada"])
+        yield running
+
+
+@pytest.fixture
+def as_admin(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_API_KEY", live.keys["root"])
+
+
+# Tasks.
+
+
+async def test_a_task_is_submitted_and_shown(live: Live, run: Run) -> None:
+    submitted = await run(
+        "submit", "system.echo", "value=5", "--project", "apollo", "--tag", "a", "--tag", "b", "--json"
+    )
+    assert submitted.code == 0
+    task_id = submitted.json()["task_id"]
+    watched = await run("watch", task_id)
+    assert watched.code == 0
+    shown = await run("show", task_id)
+    assert shown.code == 0
+    assert re.search(rf"^task +system\.echo {task_id}$", shown.out, re.MULTILINE)
+    assert re.search(r"^status +SUCCESS$", shown.out, re.MULTILINE)
+    assert re.search(r"^project +apollo$", shown.out, re.MULTILINE)
+    assert re.search(r"^tags +a, b$", shown.out, re.MULTILINE)
+    assert json.loads(shown.out.partition("result\n")[2]) == {"value": 5}
+    assert (await run("show", task_id, "--json")).json()["result"] == {"value": 5}
+
+
+async def test_watching_shows_every_event_in_plain_lines(live: Live, run: Run) -> None:
+    done = await run("submit", "system.sleep", "seconds=0", "steps=2", "--watch")
+    assert done.code == 0
+    lines = [line.split(maxsplit=1)[1] for line in done.out.partition("\n\n")[0].splitlines()]
+    assert lines[1:] == [
+        "task_started   attempt 1",
+        "task_progress  50 % slept 1 of 2",
+        "task_progress  100 % slept 2 of 2",
+        "task_complete",
+    ]
+    assert "\x1b" not in done.out
+
+
+async def test_watching_as_json_is_a_line_for_each_event_and_nothing_else(live: Live, run: Run) -> None:
+    done = await run("submit", "system.echo", "value=1", "--watch", "--json")
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert [event["type"] for event in events] == ["task_queued", "task_started", "task_complete"]
+    assert all(event["at"].endswith("Z") for event in events)
+
+
+async def test_a_watched_task_that_fails_is_exit_code_1_with_its_error(live: Live, run: Run) -> None:
+    done = await run("submit", "system.fail", "retryable=false", "--watch")
+    assert done.code == 1
+    assert "task_failed    PermanentError: attempt 1 fails as it was asked to (always)" in done.out
+    assert re.search(r"^error +PermanentError: attempt 1 fails", done.out, re.MULTILINE)
+
+
+async def test_a_task_is_cancelled_and_run_again(live: Live, run: Run) -> None:
+    task_id = (await run("submit", "system.sleep", "seconds=60", "--json")).json()["task_id"]
+    assert (await run("cancel", task_id)).code == 0
+    watched = await run("watch", task_id)
+    assert (watched.code, "CANCELLED" in watched.out) == (1, True)
+    again = await run("retry", task_id, "seconds=0", "--watch")
+    assert again.code == 0
+    assert re.search(rf"^retry of +{task_id}$", again.out, re.MULTILINE)
+    refused = await run("cancel", task_id)
+    assert (refused.code, refused.out) == (1, "")
+    assert task_id in refused.err
+
+
+async def test_tasks_are_listed_newest_first_with_filters(live: Live, run: Run) -> None:
+    assert (await run("ls")).out == "No tasks.\n"
+    first = (await run("submit", "system.echo", "value=1", "--tag", "x", "--json")).json()["task_id"]
+    second = (await run("submit", "system.sleep", "seconds=0", "--delay", "3600", "--json")).json()["task_id"]
+    await run("watch", first)
+    listed = (await run("ls")).out.splitlines()
+    assert listed[0].split() == ["id", "task", "status", "progress", "queue", "attempt", "enqueued"]
+    assert [line.split()[0] for line in listed[1:]] == [second, first]
+    assert [task["task_id"] for task in (await run("ls", "--tag", "x", "--json")).json()] == [first]
+    assert [task["task_id"] for task in (await run("ls", "--limit", "1", "--json")).json()] == [second]
+    assert (await run("ls", "--task", "system.fail", "--json")).json() == []
+
+
+async def test_the_text_of_a_model_is_shown_as_text_that_cannot_act_on_the_terminal(live: Live, run: Run) -> None:
+    done = await run("submit", "test.talk", "value=1", "--watch")
+    assert "\nHello [2J\nthere!\n" in done.out
+    assert "text_chunk" not in done.out
+
+
+# Operation.
+
+
+async def test_task_types_are_listed_with_their_parameters(live: Live, run: Run) -> None:
+    done = await run("tasks")
+    (row,) = [line for line in done.out.splitlines() if line.startswith("system.sleep")]
+    assert "seconds [steps]" in row
+    assert "Sleep, and report progress after each of the steps." in row
+    assert {item["task"] for item in (await run("tasks", "--json")).json()} == {task.name for task in TASKS}
+
+
+@pytest.mark.usefixtures("as_admin")
+async def test_queues_are_listed_paused_and_resumed(run: Run) -> None:
+    assert (await run("queues", "pause", "other")).out == "other: paused\n"
+    rows = {line.split()[0]: line for line in (await run("queues")).out.splitlines()}
+    assert rows["other"].endswith("paused")
+    assert not rows["default"].endswith("paused")
+    assert (await run("queues", "resume", "other")).out == "other: running\n"
+    assert not any(queue["paused"] for queue in (await run("queues", "--json")).json())
+    unknown = await run("queues", "pause", "nosuch")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert "nosuch" in unknown.err
+
+
+@pytest.mark.usefixtures("as_admin")
+async def test_workers_are_listed(run: Run) -> None:
+    done = await run("workers", "--json")
+    assert [worker["pid"] for worker in done.json()] == [os.getpid()]
+    assert str(os.getpid()) in (await run("workers")).out
+
+
+async def test_what_is_for_admins_is_refused_to_others(live: Live, run: Run) -> None:
+    done = await run("workers")
+    assert (done.code, done.out) == (1, "")
+    assert "admin" in done.err
+
+
+async def test_dead_letters_are_listed_and_shown_with_all_attempts(live: Live, run: Run) -> None:
+    assert (await run("dead-letters")).out == "No dead letters.\n"
+    task_id = (await run("submit", "system.fail", "retryable=false", "--json")).json()["task_id"]
+    await run("watch", task_id)
+    assert f"{task_id}  system.fail  1" in (await run("dead-letters")).out
+    assert (await run("dead-letters", "--task", "system.echo")).out == "No dead letters.\n"
+    shown = await run("dead-letters", "show", task_id)
+    assert re.search(r"^attempt 1 +PermanentError: attempt 1 fails", shown.out, re.MULTILINE)
+    assert '"retryable": false' in shown.out
+    assert "Traceback (most recent call last):" in shown.out
+    assert (await run("dead-letters", "show", task_id, "--json")).json()["params"]["retryable"] is False
+
+
+# Keys.
+
+
+async def test_a_key_is_shown_once_listed_without_its_hash_and_revoked(run: Run) -> None:
+    made = await run("keys", "create", "ada", "--scope", "admin", "--days", "2")
+    assert made.code == 0
+    assert re.fullmatch(r"ns_[0-9a-f]{16}_\S{40,}\n", made.out)
+    assert "not shown again" in made.err
+    (listed,) = (await run("keys", "list", "--json")).json()
+    assert (listed["user_id"], listed["scopes"], listed["revoked"]) == ("ada", ["admin"], False)
+    assert "hash" not in listed
+    secret = made.out.strip().rpartition("_")[2]
+    assert secret not in (await run("keys", "list")).out
+    assert (await run("keys", "revoke", listed["id"])).code == 0
+    assert (await run("keys", "list")).out.splitlines()[1].endswith("revoked")
+    assert (await run("keys", "revoke", "nosuch")).code == 1
+
+
+async def test_a_key_that_was_made_here_opens_the_service(
+    redis_url: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with live_on(redis_url, TASKS) as live:
+        monkeypatch.setenv("NIGHTSHIFT_URL", f"http://{live.address}")
+        monkeypatch.setenv("NIGHTSHIFT_API_KEYS_FILE", str(live.app.state.settings.api_keys_file))
+        refused = await run("ls")
+        key = (await run("keys", "create", "ada")).out.strip()
+        monkeypatch.setenv("NIGHTSHIFT_API_KEY", key)
+        allowed = await run("ls")
+    assert (refused.code, allowed.code) == (1, 0)
+
+
+# Wrong use.
+
+
+async def test_a_service_that_is_not_there_is_said_with_what_to_do(
+    run: Run, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_URL", f"http://127.0.0.1:{unused_tcp_port}")
+    for command in (("ls",), ("watch", "t1"), ("submit", "system.echo", "value=1")):
+        done = await run(*command)
+        assert (done.code, done.out) == (1, "")
+        assert re.match(rf"the service at \S+127\.0\.0\.1:{unused_tcp_port}\S* cannot be reached: ", done.err)
+        assert "nightshift serve" in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("nosuch",), ("show",), ("ls", "--limit", "many"), ("submit", "system.echo", "no-value"), ("keys", "lend")],
+)
+async def test_wrong_use_is_exit_code_2(run: Run, arguments: tuple[str, ...]) -> None:
+    done = await run(*arguments)
+    assert done.code == 2
+    assert "Traceback" not in done.out + done.err
+
+
+async def test_wrong_settings_are_one_line_and_exit_code_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_PORT", "many")
+    done = await run("ls")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "NIGHTSHIFT_PORT='many'" in done.err
+
+
+async def test_what_the_service_refuses_is_exit_code_1_and_its_words(live: Live, run: Run) -> None:
+    done = await run("submit", "system.sleep", "secs=1")
+    assert (done.code, done.out) == (1, "")
+    assert "seconds" in done.err
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ("-1.5", -1.5),
+        ("true", True),
+        ("null", None),
+        ('"5"', "5"),
+        ("[1, 2]", [1, 2]),
+        ('{"a": {}}', {"a": {}}),
+        ("hello world", "hello world"),
+        ("", ""),
+        ("https://host/x?a=b", "https://host/x?a=b"),
+        ("[not json", "[not json"),
+    ],
+)
+def test_a_value_is_json_where_it_is_json_else_text(text: str, value: Any) -> None:
+    assert read_values([f"key={text}"]) == {"key": value}
+
+
+def test_a_value_may_be_the_text_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("5", "utf-8")
+    assert read_values([f"prompt=@{tmp_path / 'prompt.txt'}"]) == {"prompt": "5"}
+
+
+@pytest.mark.parametrize("item", ["novalue", "=5", "key=@/nowhere/at/all"])
+def test_a_value_that_cannot_be_read_is_named(item: str) -> None:
+    with pytest.raises(BadArgument, match=re.escape(item)):
+        read_values([item])
+
+
+# Printing.
+
+
+def test_columns_are_as_wide_as_what_stands_in_them(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("a", "long header"), [("wide cell", 1), (None, "x\x1b[31my")], nothing="")
+    assert capsys.readouterr().out == "a          long header\nwide cell  1\n           x [31my\n"
+
+
+def test_json_is_plain_ascii_where_the_terminal_has_no_utf8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w", encoding="latin-1") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        print_json({"a": "ü€"})
+    assert json.loads((tmp_path / "out").read_bytes()) == {"a": "ü€"}
+
+
+# The process, and the doctor.
+
+
+def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`nightshift ARGUMENTS` as a process of its own."""
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_names_every_command_and_needs_no_service() -> None:
+    done = process("--help", COLUMNS="200")
+    assert (done.returncode, done.stderr) == (0, "")
+    commands = set(re.findall(r"^│ ([a-z-]+) ", done.stdout, re.MULTILINE))
+    assert {"serve", "submit", "watch", "show", "ls", "cancel", "retry", "tasks"} <= commands
+    assert {"dead-letters", "queues", "workers", "keys", "doctor"} <= commands
+    assert "NIGHTSHIFT_URL" in done.stdout
+
+
+def test_help_loads_none_of_the_service() -> None:
+    heavy = ("pydantic", "httpx", "redis", "fastapi", "uvicorn", "websockets", "loguru")
+    code = f"import app.cli, sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def findings(done: Done) -> dict[str, str]:
+    """The doctor's verdict on each thing."""
+    rows = (line.split() for line in done.out.splitlines() if line.startswith(("ok ", "PROBLEM ")))
+    return {row[1]: row[0] for row in rows}
+
+
+@pytest.mark.acceptance
+async def test_the_doctor_finds_all_well_beside_a_running_service(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path, tmp_path / "data")
+    async with machine.start("serve", port=0) as service:
+        monkeypatch.setenv("NIGHTSHIFT_URL", await url_of(service))
+        monkeypatch.setenv("NIGHTSHIFT_DATA_DIR", str(tmp_path / "data"))
+        done = await run("doctor")
+        as_json = await run("doctor", "--json")
+    assert done.code == 0, done.out
+    assert done.out.endswith("All is well.\n")
+    names = {"Redis", "workers", "events", "clocks", "API", "credentials", "model", "git"}
+    assert findings(done) == dict.fromkeys(names, "ok")
+    assert {finding["name"] for finding in as_json.json()} == names
+
+
+async def test_the_doctor_says_what_to_do_where_nothing_runs(
+    run: Run, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_URL", f"http://127.0.0.1:{unused_tcp_port}")
+    done = await run("doctor")
+    assert done.code == 1
+    problems = {"Redis": "PROBLEM", "API": "PROBLEM"}
+    assert findings(done) == {**problems, "credentials": "ok", "model": "ok", "git": "ok"}
+    assert "-> start the service: `nightshift serve`" in done.out
+    assert not Path(".nightshift").exists() or not list(Path(".nightshift").rglob("*.sock"))
+
+
+async def test_the_doctor_names_the_queues_that_no_worker_serves(
+    live: Live, redis_url: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", redis_url)
+    done = await run("doctor")
+    assert (done.code, findings(done)["workers"]) == (1, "PROBLEM")
+    (line,) = [line for line in done.out.splitlines() if line.startswith("PROBLEM  workers")]
+    # The test's worker serves `default` alone of the service's queues.
+    assert "1 alive, none for agent, analyst" in line
+    assert "default" not in line
+    assert {findings(done)[name] for name in ("Redis", "events", "clocks", "API")} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("api_key", "code", "words"),
+    [("right", "ok", "fake-model answers"), ("wrong-one", "PROBLEM", "refused the credentials")],
+)
+async def test_the_doctor_asks_the_model(
+    live: Live, run: Run, monkeypatch: pytest.MonkeyPatch, api_key: str, code: str, words: str
+) -> None:
+    async with ModelServer(api_key="right") as server:
+        monkeypatch.setenv("NIGHTSHIFT_LLM_BASE_URL", server.base_url)
+        monkeypatch.setenv("NIGHTSHIFT_LLM_MODEL", server.model)
+        monkeypatch.setenv("NIGHTSHIFT_LLM_API_KEY", api_key)
+        done = await run("doctor")
+    assert findings(done)["model"] == code
+    assert words in done.out
+    assert "wrong-one" not in done.out
+
+
+async def test_the_doctor_looks_at_the_credentials(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keys_file = tmp_path / "keys.json"
+    monkeypatch.setenv("NIGHTSHIFT_API_KEYS_FILE", str(keys_file))
+    monkeypatch.setenv("NIGHTSHIFT_AUTH", "keys")
+    assert findings(await run("doctor"))["credentials"] == "PROBLEM"
+    await run("keys", "create", "ada")
+    assert findings(await run("doctor"))["credentials"] == "ok"
+    keys_file.chmod(0o666)
+    done = await run("doctor")
+    assert findings(done)["credentials"] == "PROBLEM"
+    assert "chmod 600" in done.out
+
+
+async def test_the_doctor_misses_git(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert findings(await run("doctor"))["git"] == "PROBLEM"
