@@ -10,7 +10,19 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.api import dead_letters, health, jobs, queues, streams, task_types, tasks, tickets, websocket, workers
+from app.api import (
+    dashboard,
+    dead_letters,
+    health,
+    jobs,
+    queues,
+    streams,
+    task_types,
+    tasks,
+    tickets,
+    websocket,
+    workers,
+)
 from app.api.auth import make_authenticator
 from app.api.dead_letters import DeadLetterItem, DeadLetterView
 from app.api.examples import describe_examples
@@ -41,6 +53,7 @@ ROUTERS = (
     websocket.router,
     jobs.router,
     health.router,
+    dashboard.router,
 )
 WITH_NULLS = (TaskView, DeadLetterItem, DeadLetterView, JobView)
 """Models whose examples show nulls."""

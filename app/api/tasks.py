@@ -5,7 +5,6 @@ A task belongs to whoever posted it. To everybody else but admins it does not ex
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -24,6 +23,7 @@ from app.api.dependencies import (
     owner_of,
     shutdown_of,
 )
+from app.api.etags import etag_of, matches
 from app.api.json_route import JsonRoute
 from app.api.openapi import problem_responses
 from app.api.task_requests import BatchAccepted, BatchRequest, RetryRequest, TaskRequest
@@ -183,9 +183,9 @@ async def read_task(
         engine_of(request), shutdown_of(request), task_id, user_id=owner_of(caller), wait_s=wait
     )
     content = task_json(record)
-    etag = f'"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
+    etag = etag_of(content)
     headers = {"etag": etag, "x-poll-interval": str(poll_interval_ms(record))}
-    if if_none_match is not None and _matches(etag, if_none_match):
+    if matches(etag, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(content, headers=headers, media_type="application/json")
 
@@ -250,12 +250,6 @@ async def _made_before(engine: Engine, task_id: str, user_id: str) -> TaskRecord
 def _task_answer(record: TaskRecord, status_code: int) -> Response:
     headers = {"location": f"{router.prefix}/{record.task_id}"}
     return Response(task_json(record), status_code, headers, "application/json")
-
-
-def _matches(etag: str, if_none_match: str) -> bool:
-    """Weak comparison, as RFC 9110, 13.1.2 asks for."""
-    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    return etag in tags or tags == {"*"}
 
 
 def _result_of(record: TaskRecord) -> Any:
