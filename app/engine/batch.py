@@ -37,20 +37,37 @@ class Batcher(Generic[Item, Reply]):
         self._max_items = max_items
         self._waiting: deque[tuple[Item, asyncio.Future[Reply]]] = deque()
         self._flushing: asyncio.Task[None] | None = None
+        self._alone = False
+
+    async def run(self, item: Item) -> Reply:
+        """Commit an item and wait for its reply: alone and at once when nothing is under way, else with the next
+        batch."""
+        if self._alone or self._flushing is not None:
+            return await self.submit(item)
+        self._alone = True
+        try:
+            (reply,) = await self._commit([item])
+            return reply
+        finally:
+            self._alone = False
+            if self._waiting:
+                self._start()
 
     def submit(self, item: Item) -> asyncio.Future[Reply]:
         """Add an item. The future resolves to its reply; cancelling the future does not take the item back."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._flushing is None:
-            self._flushing = loop.create_task(self._flush())
+        if self._flushing is None and not self._alone:
+            self._start()
         return future
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""
         while self._flushing is not None:
             await asyncio.wait({self._flushing})
+
+    def _start(self) -> None:
+        self._flushing = asyncio.get_running_loop().create_task(self._flush())
 
     async def _flush(self) -> None:
         try:

@@ -126,7 +126,7 @@ class TaskQueue:
             self._prepare(item, user_id, correlation_id, "" if single else f"/tasks/{index}")
             for index, item in enumerate(submissions)
         ]
-        reply = await self._groups.submit(group)
+        reply = await self._groups.run(group)
         if reply[0] != b"ok":
             raise _refusal(reply)
         at = moment(reply[1]) if reply[1] else None

@@ -7,6 +7,7 @@ this edge are Unix milliseconds, all texts bytes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError
 
 from app.store import keys
 from app.store.keys import PREFIXES
@@ -154,20 +155,33 @@ def head(idempotency_ttl_s: float) -> str:
     return f"local K = {{ {prefixes} }}\nlocal L = {{ {numbers} }}\n{(LUA_DIR / 'lib.lua').read_text('utf8')}\n"
 
 
+@dataclass(frozen=True, slots=True)
+class _Script:
+    source: str
+    digest: str
+
+
 class Scripts:
     """The scripts, bound to a client. `redis` must return bytes (`decode_responses=False`)."""
 
     def __init__(self, redis: Redis, *, idempotency_ttl_s: float = 86_400.0) -> None:
         self.redis = redis
         self._head = head(idempotency_ttl_s)
-        self._loaded: dict[str, AsyncScript] = {}
+        self._loaded: dict[str, _Script] = {}
 
     async def _run(self, name: str, args: Sequence[Arg]) -> Any:
-        script = self._loaded.get(name)
-        if script is None:
-            source = self._head + (LUA_DIR / f"{name}.lua").read_text("utf8")
-            script = self._loaded[name] = self.redis.register_script(source)
-        return await script(args=args)
+        script = self._loaded.get(name) or self._load(name)
+        try:
+            return await self.redis.execute_command("EVALSHA", script.digest, 0, *args)
+        except NoScriptError:
+            await self.redis.execute_command("SCRIPT LOAD", script.source)
+            return await self.redis.execute_command("EVALSHA", script.digest, 0, *args)
+
+    def _load(self, name: str) -> _Script:
+        source = self._head + (LUA_DIR / f"{name}.lua").read_text("utf8")
+        script = _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+        self._loaded[name] = script
+        return script
 
     async def enqueue(self, groups: Sequence[Sequence[NewTask]], max_depth: int) -> list[list[Any]]:
         """Accept groups of tasks, each as a whole or not at all. One reply per group, see the script."""

@@ -69,6 +69,7 @@ local function write_record(at, id, due)
 end
 
 local stamp = string.format('%.0f', time) .. ':'
+local first_id = string.format('%.0f', time) .. '-1'
 
 local function write_indices(at, id)
   local member = stamp .. id
@@ -117,8 +118,12 @@ local function write(at, ready)
   if key ~= '' then
     redis.call('SET', K.idempotency .. pair(user, key), ARGV[at + 13] .. ' ' .. id, 'PX', L.idempotency_ttl_ms)
   end
-  emit(channels_of(id, user, ARGV[at + 8]), 'task_queued', id,
-    '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}')
+  local payload = '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}'
+  local channels = channels_of(id, user, ARGV[at + 8])
+  -- Nobody can follow the channel of a task that is only being made, and its first event is number 1.
+  redis.call('RPUSH', channels[1], first_id .. ' task_queued ' .. id .. ' ' .. payload)
+  table.remove(channels, 1)
+  emit(channels, 'task_queued', id, payload)
 end
 
 -- Two tasks of one group under one key: the second is the first again. `made` holds fingerprint and id by key.
