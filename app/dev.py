@@ -82,14 +82,15 @@ def _welcome(chosen: Settings, auth: str, url: str) -> str:
         "keys": "API keys: make one with `nightshift keys create NAME`",
         "jwt": "JSON Web Tokens",
     }[auth]
+    model = (chosen.llm_model or "named by each call") if chosen.llm_base_url else "offline (it quotes)"
     return "\n".join(
         [
             "Nightshift is up: API, worker and scheduler in this process. Ctrl-C stops it.",
-            f"  API     {url}",
-            f"  docs    {url}/docs",
-            f"  access  {who}",
-            f"  store   {store}",
-            f"  model   {chosen.llm_model or 'named by each call' if chosen.llm_base_url else 'offline (it quotes)'}",
+            f"  dashboard  {url}/",
+            f"  API        {url}/docs describes it",
+            f"  access     {who}",
+            f"  store      {store}",
+            f"  model      {model}",
         ]
     )
 

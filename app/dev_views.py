@@ -110,7 +110,7 @@ class Page:
         self.line(f"    NIGHTSHIFT_DATA_DIR={shlex.quote(to.data_dir)} {to.run} serve")
         self.line(f"    curl http://127.0.0.1:8000/api/tasks/{to.task_id}")
         self.line(f"    curl http://127.0.0.1:8000/api/tasks/{to.task_id}/events")
-        self.line("  Your own service, with its API described at http://127.0.0.1:8000/docs:")
+        self.line("  Your own service: dashboard at http://127.0.0.1:8000/, its API described at /docs:")
         self.line(f"    {to.run} serve")
         self.line(f"    {to.nightshift} submit system.sleep seconds=5 steps=10 --watch")
         self.line(f"    {to.nightshift} --help")

@@ -18,6 +18,7 @@ import pytest
 from app import cli
 from app.cli_tasks import BadArgument, read_values
 from app.cli_views import print_json, print_table
+from app.client import open_api
 from app.domains.system import tasks as system
 from app.engine.context import TaskContext
 from app.engine.registry import task
@@ -25,6 +26,7 @@ from app.settings import settings
 from tests.acceptance.machine import Machine, url_of
 from tests.api.live import Live, live_on
 from tests.fakes.model_server import ModelServer
+from tests.support import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,6 +96,13 @@ async def live(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         monkeypatch.setenv("NIGHTSHIFT_URL", f"http://{running.address}")
         monkeypatch.setenv("NIGHTSHIFT_API_KEY", running.keys["ada"])
         yield running
+
+
+async def first_heartbeat(url: str, key: str | None = None) -> None:
+    """Wait until a worker of the service has said that it lives."""
+    async with asyncio.timeout(PATIENCE_S), open_api(url, key) as api:
+        while not await api.items("/api/workers"):
+            await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -206,7 +215,8 @@ async def test_queues_are_listed_paused_and_resumed(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("as_admin")
-async def test_workers_are_listed(run: Run) -> None:
+async def test_workers_are_listed(live: Live, run: Run) -> None:
+    await first_heartbeat(f"http://{live.address}", live.keys["root"])
     done = await run("workers", "--json")
     assert [worker["pid"] for worker in done.json()] == [os.getpid()]
     assert str(os.getpid()) in (await run("workers")).out
@@ -388,7 +398,8 @@ async def test_the_doctor_finds_all_well_beside_a_running_service(
 ) -> None:
     machine = Machine(tmp_path, tmp_path / "data")
     async with machine.start("serve", port=0) as service:
-        monkeypatch.setenv("NIGHTSHIFT_URL", await url_of(service))
+        monkeypatch.setenv("NIGHTSHIFT_URL", url := await url_of(service))
+        await first_heartbeat(url)
         monkeypatch.setenv("NIGHTSHIFT_DATA_DIR", str(tmp_path / "data"))
         done = await run("doctor")
         as_json = await run("doctor", "--json")
@@ -415,6 +426,7 @@ async def test_the_doctor_names_the_queues_that_no_worker_serves(
     live: Live, redis_url: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", redis_url)
+    await first_heartbeat(f"http://{live.address}", live.keys["root"])
     done = await run("doctor")
     assert (done.code, findings(done)["workers"]) == (1, "PROBLEM")
     (line,) = [line for line in done.out.splitlines() if line.startswith("PROBLEM  workers")]

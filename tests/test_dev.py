@@ -187,7 +187,9 @@ async def test_the_service_runs_tasks_until_it_is_told_to_stop(machine: Machine,
             posted = (await client.post("/api/tasks", json={"task": "system.echo", "params": {"value": 1}})).json()
             done = (await client.get(f"/api/tasks/{posted['task_id']}", params={"wait": 20})).json()
             assert done["status"] == "SUCCESS"
-            assert (await client.get("/docs")).status_code == 200
+            for page in ("/", "/docs"):
+                shown = await client.get(page, follow_redirects=True)
+                assert (shown.status_code, shown.headers["content-type"]) == (200, "text/html; charset=utf-8")
         process.send_signal(number)
         out, err = await process.communicate()
     assert process.returncode == 0

@@ -80,6 +80,6 @@ async def url_of(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
     async with asyncio.timeout(PATIENCE_S):
         while line := (await process.stdout.readline()).decode():
-            if found := re.search(r"API +(http://\S+)", line):
+            if found := re.search(r"dashboard +(http://\S+)/", line):
                 return found[1]
     raise AssertionError((await process.communicate())[1].decode())
