@@ -16,12 +16,15 @@ from contextlib import aclosing, contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.dev import run
 from app.dev_views import Page, Signposts, page_for
 from app.errors import InvalidInput, NightshiftError, NotConfigured
 from app.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from app.client import ApiClient, TaskEvent
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 REMOTE_PREFIXES = ("https://", "http://", "ssh://", "git@", "file://")
@@ -139,26 +142,32 @@ async def _run_service(chosen: Settings, url: str, began: float, page: Page) -> 
     return ran
 
 
-async def _follow(api: Any, task_id: str, page: Page) -> None:
+async def _follow(api: ApiClient, task_id: str, page: Page) -> None:
     """Show the task's events until its final one."""
+    percent = 0.0
     with page.following() as show:
         async with aclosing(api.watch(task_id)) as events:
             async for event in events:
                 if event.type == "task_progress":
-                    show(event.payload["percent"], event.payload["label"])
+                    percent = event.payload["percent"]
+                    show(percent, event.payload["label"])
                 elif event.type == "task_complete":
                     show(100.0, "done")
                 elif event.type == "task_retrying":
-                    _judge_retry(event.payload)
+                    show(percent, _judge_retry(event))
 
 
-def _judge_retry(payload: Any) -> None:
-    """Raise `DemoFailed` when the next attempt is too far away to be watched."""
-    wait_s = (datetime.fromisoformat(payload["next_attempt_at"]) - datetime.now().astimezone()).total_seconds()
-    if wait_s > PATIENCE_S:
-        raise DemoFailed(
-            f"{payload['error']['message']} (the service would try again in {wait_s:.0f} s; the demo does not wait)"
-        )
+def _judge_retry(event: TaskEvent) -> str:
+    """What to say while the next attempt is waited for. Raises `DemoFailed` when nobody would want to watch that.
+
+    A server that answers with an error is often back soon, and may have said when. What cannot be reached is mostly a
+    wrong name.
+    """
+    error, due = event.payload["error"], datetime.fromisoformat(event.payload["next_attempt_at"])
+    wait_s = (due - event.at).total_seconds()
+    if "remote_status" not in error or wait_s > PATIENCE_S:
+        raise DemoFailed(f"{error['message']} (the service would try again in {wait_s:.0f} s; the demo does not wait)")
+    return f"again in {wait_s:.0f} s: {error['message']}"
 
 
 def _reason(task: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ import pytest
 from app.api.api_keys import create_key
 from app.dev_views import PlainPage, clean, seconds
 from tests.acceptance.machine import Machine, processes_of, url_of
-from tests.fakes.model_server import ModelServer, Silence
+from tests.fakes.model_server import ModelServer, Refuse, Silence
 from tests.fakes.repositories import commit_files, make_checkout
 from tests.support import PATIENCE_S
 
@@ -103,6 +103,14 @@ async def test_the_demo_uses_the_model_of_the_environment_and_none_of_its_other_
     assert (code, err) == (0, "")
     assert "tide-1 wrote the statements above" in out
     assert len(model.requests) == 3
+
+
+async def test_the_demo_waits_for_a_model_that_says_when_it_has_room(machine: Machine, repository: Path) -> None:
+    async with ModelServer() as model:
+        model.script(*[Refuse(429, "slow down", headers={"retry-after": "1"})] * 3)
+        code, out, err = await machine.run("demo", str(repository), llm_base_url=model.base_url, llm_model="tide-1")
+    assert (code, err) == (0, "")
+    assert re.search(r"again in 1 s: .*slow down", out)
 
 
 @pytest.mark.parametrize(
