@@ -197,6 +197,7 @@ def _signposts(task_id: str, data_dir: Path) -> Signposts:
 
 
 def _short(path: Path, directory: Path | None = None) -> str:
-    """The path as somebody in the directory (by default the current one) would write it."""
-    here = directory or Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    """The path as somebody in the directory (by default the current one) would write it: in full outside the
+    checkout."""
+    is_home = (directory or Path.cwd()) == CHECKOUT and path.is_relative_to(CHECKOUT)
+    return str(path.relative_to(CHECKOUT)) if is_home else str(path)
