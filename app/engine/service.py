@@ -20,7 +20,8 @@ from app.engine.queues import Queues
 from app.engine.registry import Catalogue
 from app.engine.supervise import supervise
 from app.engine.tickets import Tickets
-from app.engine.worker import WAIT_S, Worker
+from app.engine.waiter import WAIT_S
+from app.engine.worker import Worker
 from app.errors import SettingsError
 from app.settings import Settings
 from app.store.connection import COMMAND_TIMEOUT_S, connect

@@ -2,8 +2,8 @@
 
 - The *claim loop* asks for work whenever a lane with room has reason to expect some, and for all lanes at least once a
   second and whenever the next known task comes due. One script call serves all lanes.
-- The *waiter* holds the one blocking connection of the process. Whoever enqueues a task for a queue on which this
-  worker sleeps writes the queue's name there; who cancels a running task, `!` and its id.
+- The *waiter* (`waiter.py`) holds the one blocking connection of the process. Whoever enqueues a task for a queue on
+  which this worker sleeps writes the queue's name there; who cancels a running task, `!` and its id.
 - The *heartbeat* writes the worker's record once a second and sees the abort marks of arq's own clients.
 
 Each runs under `supervise`: an error is logged and counted, and the service begins again after a short pause. Draining:
@@ -17,6 +17,7 @@ import asyncio
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,15 +34,13 @@ from app.engine.lane import Lane, LaneSettings, Workshop
 from app.engine.leases import Lease, LeaseKeeper
 from app.engine.queue import Submission, TaskQueue
 from app.engine.supervise import supervise
-from app.store import keys
+from app.engine.waiter import Waiter
 from app.store.connection import CONNECTION_ERRORS, connect_sync
 from app.store.scripts import CLAIM_FIELDS, Emit, Scripts
 from app.telemetry import metrics
 
 SLOW_POLL_S = 1.0
 """The longest that a task can wait whose wake-up was lost."""
-WAIT_S = 5
-"""How long the waiter blocks at a time."""
 HEARTBEAT_S = 1.0
 HEARTBEAT_TTL_S = 10.0
 STUBBORN_S = 5.0
@@ -74,7 +73,6 @@ class Worker:
         self.executor = ThreadPoolExecutor(cpu_threads, thread_name_prefix="cpu")
         self.resources = resources
         self._scripts = scripts
-        self._waiting = waiting
         self._queue = queue
         self._concurrency = concurrency
         self._lease_ms = int(lease_s * 1000)
@@ -92,6 +90,9 @@ class Worker:
             unknown_task_ttl_s=unknown_task_ttl_s,
         )
         self.lanes = {name: Lane(name, lane, workshop, self._on_slot_free) for name, lane in lanes.items()}
+        self._waiter = Waiter(
+            waiting, scripts, self.worker_id, self._lease_ms, room=self._room_when_woken, on_woken=self._on_woken
+        )
         self._news = asyncio.Event()
         self._look_at_all = True
         self._timer: asyncio.TimerHandle | None = None
@@ -115,7 +116,7 @@ class Worker:
     async def run(self) -> None:
         """Begin to work; returns at once."""
         self._keeper.start()
-        for name, service in (("claims", self._claims), ("waiter", self._wait), ("heartbeat", self._beat)):
+        for name, service in (("claims", self._claims), ("waiter", self._waiter.run), ("heartbeat", self._beat)):
             self._services.append(asyncio.create_task(supervise(name, service), name=name))
         logger.info("worker {} runs {}", self.worker_id, self._describe())
 
@@ -166,6 +167,8 @@ class Worker:
         if claims:
             await asyncio.wait(claims, timeout=LAST_CLAIM_S)
         await self._stop_service("claims")
+        # The same for the claim that was sent ahead.
+        await _courtesy(self._waiter.turn())
 
     async def _leave(self) -> None:
         for name in ("waiter", "heartbeat"):
@@ -216,20 +219,23 @@ class Worker:
         now_ms, soonest_ms, rows, left = await self._scripts.claim(
             self.worker_id, self._lease_ms, self._budget(), wants
         )
-        counts = dict.fromkeys((queue for queue, _ in wants), 0)
-        for row in rows:
-            claim = _claim_of(row, now_ms)
-            counts[claim.queue] += 1
-            _observe_wait(claim)
-            self.lanes[claim.queue].take(claim)
-        for name in left:
-            self.lanes[name.decode()].backlog = True
+        counts = Counter(self._take(rows, now_ms))
         for queue, _ in wants:
             metrics.CLAIM_SIZE.labels(queue).observe(counts[queue])
+        for name in left:
+            self.lanes[name.decode()].backlog = True
         if any(lane.backlog and lane.want() > 0 for lane in self.lanes.values()):
             self._news.set()
         if soonest_ms >= 0:
             self._arm((soonest_ms - now_ms) / 1000)
+
+    def _take(self, rows: list[list[Any]], now_ms: int) -> list[str]:
+        """Begin what was claimed; the queue of each."""
+        claims = [_claim_of(row, now_ms) for row in rows]
+        for claim in claims:
+            _observe_wait(claim)
+            self.lanes[claim.queue].take(claim)
+        return [claim.queue for claim in claims]
 
     def _arm(self, delay_s: float) -> None:
         """Look at all lanes in `delay_s` seconds, or earlier if that was planned."""
@@ -251,20 +257,23 @@ class Worker:
 
     # Being told.
 
-    async def _wait(self) -> None:
-        key = keys.wake(self.worker_id)
-        while True:
-            message = await self._waiting.execute_command("BLPOP", key, WAIT_S)
-            if message is not None:
-                self._hear(message[1].decode())
+    def _room_when_woken(self) -> int:
+        """How many tasks may be claimed at once when this worker is woken.
 
-    def _hear(self, message: str) -> None:
-        if message.startswith("!"):
-            for lane in self.lanes.values():
-                lane.cancel(message[1:])
-        elif message in self.lanes:
-            self.lanes[message].backlog = True
-            self._news.set()
+        Where the process is bounded, lanes share the room and none can be sure of it: then it looks itself.
+        """
+        return 0 if self._draining or self._concurrency is not None else len(self.lanes)
+
+    def _on_woken(self, now_ms: int, rows: list[list[Any]], messages: list[str]) -> None:
+        self._take(rows, now_ms)
+        for message in messages:
+            if message.startswith("!"):
+                for lane in self.lanes.values():
+                    lane.cancel(message[1:])
+            elif message in self.lanes:
+                # There may be more, and the worker has lost its place among the sleepers.
+                self.lanes[message].backlog = True
+                self._news.set()
 
     def _on_lost(self, lease: Lease) -> None:
         self.lanes[lease.queue].lose(lease.task_id)

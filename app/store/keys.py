@@ -22,6 +22,7 @@ id.
 | `ns:idempotency:<user>:<key>` | string | `<fingerprint> <id>` of the task made under the key |
 | `ns:sleepers:<queue>` | zset | workers with room that wait for the queue; score: since when |
 | `ns:wake:<worker>` | list | what a worker should look at: queue names, `!<id>` for a cancelled task |
+| `ns:woken:<worker>` | list | the message that has just woken a worker |
 | `ns:promote:<queue>` | zset | delayed tasks with a priority; score: when it takes effect |
 | `ns:counts:<queue>` | hash | `running`, `waiting`, `dead`, and `finished:<minute>` |
 | `ns:paused` | set | paused queues |
@@ -57,6 +58,7 @@ PREFIXES: Final[dict[str, str]] = {
     "idempotency": "ns:idempotency:",
     "sleepers": "ns:sleepers:",
     "wake": "ns:wake:",
+    "woken": "ns:woken:",
     "promote": "ns:promote:",
     "counts": "ns:counts:",
     "paused": "ns:paused",
@@ -107,6 +109,11 @@ def events(channel: str) -> str:
 def wake(worker_id: str) -> str:
     """What a worker should look at."""
     return PREFIXES["wake"] + worker_id
+
+
+def woken(worker_id: str) -> str:
+    """The message that has just woken a worker."""
+    return PREFIXES["woken"] + worker_id
 
 
 def sleepers(name: str) -> str:

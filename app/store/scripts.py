@@ -174,7 +174,7 @@ class Scripts:
         try:
             return await self.redis.execute_command("EVALSHA", script.digest, 0, *args)
         except NoScriptError:
-            await self.redis.execute_command("SCRIPT LOAD", script.source)
+            await self.load(name)
             return await self.redis.execute_command("EVALSHA", script.digest, 0, *args)
 
     def _load(self, name: str) -> _Script:
@@ -199,10 +199,22 @@ class Scripts:
 
         Returns the server's time, the next due time (-1: none known), the claims, and the queues that may hold more.
         """
-        time, soonest, claims, left = await self._run(
-            "claim", [worker, lease_ms, budget, *(item for want in wants for item in want)]
-        )
+        args = [worker, lease_ms, budget, *(item for want in wants for item in want)]
+        time, soonest, claims, left, _ = await self._run("claim", args)
         return time, soonest, claims, left
+
+    def claim_ahead(self, worker: str, lease_ms: int, budget: int) -> tuple[Arg, ...]:
+        """The claim of a worker that is woken, as a command to be sent behind its `BLMOVE`; see the script.
+
+        Where the server does not know the script it answers with redis-py's `NoScriptError`; then `load` it.
+        """
+        script = self._loaded.get("claim") or self._load("claim")
+        return ("EVALSHA", script.digest, 0, worker, lease_ms, budget)
+
+    async def load(self, name: str) -> None:
+        """Give a script to the server."""
+        script = self._loaded.get(name) or self._load(name)
+        await self.redis.execute_command("SCRIPT LOAD", script.source)
 
     async def finish(self, items: Sequence[Finish]) -> list[int]:
         """End attempts. 1 for each that was written, 0 where the token was stale."""
@@ -279,7 +291,7 @@ class Scripts:
         """Take a worker that stops out of the list of the living."""
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.zrem(keys.WORKERS, worker)
-            pipe.delete(keys.worker(worker), keys.wake(worker))
+            pipe.delete(keys.worker(worker), keys.wake(worker), keys.woken(worker))
             await pipe.execute()
 
     async def queue_stats(self, queues: Sequence[str]) -> list[list[Any]]:

@@ -223,3 +223,18 @@ async def test_a_worker_serves_its_own_metrics(redis_url: str, tmp_path: Path) -
         metrics = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
         assert await first.stop() == 0
     assert 'nightshift_tasks_finished_total{queue="default",status="SUCCESS",task="effect.none"} 1.0' in metrics
+
+
+async def test_a_worker_can_be_stopped_while_redis_is_away(own_server: EmbeddedServer, tmp_path: Path) -> None:
+    async with (
+        engine_on(own_server.url, TASKS) as engine,
+        worker("first", tmp_path, own_server.url, lease_s=1, shutdown_grace_s=0.1) as first,
+    ):
+        accepted = await engine.tasks.enqueue(Submission("effect.none", {"name": "away", "seconds": 60}), user_id="ada")
+        await event_of(engine, accepted.task_id, "task_started")
+        await asyncio.to_thread(own_server.kill)
+        assert await first.stop() == 0
+        await asyncio.to_thread(own_server.start)
+        async with worker("second", tmp_path, own_server.url, lease_s=1):
+            await event_of(engine, accepted.task_id, "task_started", count=2)
+    assert "run again when their leases end" in first.output()

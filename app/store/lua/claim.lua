@@ -4,11 +4,15 @@
 -- A queue that has fewer due tasks than asked for notes the worker as a sleeper in the same step, so that no enqueue can
 -- fall between looking and sleeping.
 --
+-- A worker that sleeps has sent this call ahead, behind a BLMOVE from its wake list to its woken list: it runs when the
+-- worker is woken, without a word between the two. Each queue in the woken list is good for one task: the worker had room
+-- for one when it went to sleep there, and every claim since then has put that right.
+--
 -- KEYS: none
--- ARGV: worker, lease_ms, budget (bound on the sum), then pairs: queue, want
--- returns: {server time ms, next due time ms of these queues or -1, {claim ...}, {queue ...}}; a claim is
+-- ARGV: worker, lease_ms, budget (bound on the sum), then pairs: queue, want; no pairs: what the woken list says
+-- returns: {server time ms, next due time ms of these queues or -1, {claim ...}, {queue ...}, {message ...}}; a claim is
 --   {id, queue, payload ('' if gone), token, attempt, lost (1: the worker of the attempt before died),
---   values of FIELDS}; the queues are those that may hold more due tasks
+--   values of FIELDS}; the queues are those that may hold more due tasks; the messages are those of the woken list
 local worker, lease_ms, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = now()
 local soonest = -1
@@ -135,8 +139,17 @@ local function look(queue, want)
   end
 end
 
-for at = 4, #ARGV, 2 do
-  local queue, want = ARGV[at], math.min(tonumber(ARGV[at + 1]), budget)
+local wants, messages = {}, {}
+for at = 4, #ARGV, 2 do wants[#wants + 1] = { ARGV[at], tonumber(ARGV[at + 1]) } end
+if #ARGV == 3 then
+  messages = redis.call('LRANGE', K.woken .. worker, 0, -1)
+  redis.call('DEL', K.woken .. worker)
+  for _, message in ipairs(messages) do
+    if string.match(message, '^%a') then wants[#wants + 1] = { message, 1 } end
+  end
+end
+for _, pair_of in ipairs(wants) do
+  local queue, want = pair_of[1], math.min(pair_of[2], budget)
   if redis.call('SISMEMBER', K.paused, queue) == 0 then
     if want > 0 then
       look(queue, want)
@@ -149,4 +162,4 @@ for at = 4, #ARGV, 2 do
 end
 publish(time)
 for queue, count in pairs(running) do redis.call('HINCRBY', K.counts .. queue, 'running', count) end
-return { time, soonest, claims, left }
+return { time, soonest, claims, left, messages }
