@@ -102,9 +102,10 @@ async def list_dead_letters(query: Annotated[DeadLetterQuery, Query()], caller: 
 @router.get("/{task_id}", summary="Read a dead letter", response_model=DeadLetterView, responses=problem_responses(404))
 async def read_dead_letter(task_id: TaskId, caller: Caller, engine: EngineDep) -> Response:
     """One of them with its parameters, its traceback and the errors of all attempts."""
-    letter = await engine.dead_letters.get(task_id, user_id=owner_of(caller))
-    history = [{"attempt": past.attempt, "at": past.at, "error": past.error} for past in letter.history]
-    return json_response({**_item(letter), "params": letter.params, "traceback": letter.traceback, "history": history})
+    opened = await engine.dead_letters.get(task_id, user_id=owner_of(caller))
+    history = [{"attempt": past.attempt, "at": past.at, "error": past.error} for past in opened.history]
+    rest = {"params": opened.params, "traceback": opened.traceback, "history": history}
+    return json_response(_item(opened.letter) | rest)
 
 
 def _item(letter: DeadLetter) -> dict[str, Any]:

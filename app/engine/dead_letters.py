@@ -28,7 +28,7 @@ class PastAttempt:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A task that failed for good. `params` is None where the payload could not be read."""
+    """A task that failed for good, as it stands in a list."""
 
     task_id: str
     task: str
@@ -37,13 +37,20 @@ class DeadLetter:
     project_id: str | None
     correlation_id: str | None
     tags: tuple[str, ...]
-    params: dict[str, Any] | None
     error: ErrorInfo
-    traceback: str
     attempts: int
-    history: tuple[PastAttempt, ...]
     enqueued_at: datetime
     failed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedLetter:
+    """A dead letter with all that is kept of it. `params` is None where the payload could not be read."""
+
+    letter: DeadLetter
+    params: dict[str, Any] | None
+    traceback: str
+    history: tuple[PastAttempt, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +84,18 @@ class DeadLetters:
         next_cursor, rows = await self._scripts.list_dead_letters(index, cursor, limit, wanted)
         return DeadLetterPage([_letter(row.decode(), fields_of(fields)) for row, fields in rows], next_cursor or None)
 
-    async def get(self, task_id: str, *, user_id: str | None) -> DeadLetter:
+    async def get(self, task_id: str, *, user_id: str | None) -> OpenedLetter:
         """One dead letter. Raises `NotFound`."""
         stored = await self._scripts.redis.execute_command("HGETALL", keys.dead_letter(task_id))
         fields = {name.decode(): text_of(value) for name, value in stored.items()}
         if not fields or user_id not in (None, fields["user_id"]):
             raise NotFound(f"no dead letter {task_id}")
-        return _letter(task_id, fields)
+        return OpenedLetter(
+            letter=_letter(task_id, fields),
+            params=_params(fields["payload"]),
+            traceback=fields["traceback"],
+            history=tuple(PastAttempt(**item) for item in from_json(f"[{fields.get('history', '')}]")),
+        )
 
 
 def _letter(task_id: str, fields: dict[str, str]) -> DeadLetter:
@@ -95,11 +107,8 @@ def _letter(task_id: str, fields: dict[str, str]) -> DeadLetter:
         project_id=fields.get("project_id"),
         correlation_id=fields.get("correlation_id"),
         tags=tuple(tag for tag in fields.get("tags", "").split("\n") if tag),
-        params=_params(fields["payload"]),
         error=ErrorInfo.from_json(fields["error"].encode()),
-        traceback=fields["traceback"],
         attempts=int(fields["attempt"]),
-        history=tuple(PastAttempt(**item) for item in from_json(f"[{fields.get('history', '')}]")),
         enqueued_at=moment(fields["enqueued_at"]),
         failed_at=moment(fields["failed_at"]),
     )

@@ -149,9 +149,9 @@ async def test_a_worker_whose_task_ignores_its_hard_limit_ends_and_the_task_is_d
         assert await first.exit_code() == 70
         async with worker("second", tmp_path, redis_url, lease_s=1):
             record = await finished(engine, accepted.task_id)
-        letter = await engine.dead_letters.get(accepted.task_id, user_id="ada")
+        opened = await engine.dead_letters.get(accepted.task_id, user_id="ada")
     assert record.status is Status.FAILURE
-    assert letter.error.type == "WorkerLost"
+    assert opened.letter.error.type == "WorkerLost"
 
 
 async def test_a_task_that_only_the_newer_version_knows_waits_for_it(redis_url: str, tmp_path: Path) -> None:

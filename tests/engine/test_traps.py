@@ -586,8 +586,8 @@ async def dead_letter_of(engine: Engine, task_id: str) -> TaskRecord:
     record = await finished(engine, task_id)
     assert record.status is Status.FAILURE
     assert (await kinds(engine, task_id)).count("task_failed") == 1
-    letter = await engine.dead_letters.get(task_id, user_id=None)
-    assert letter.error == record.error
+    opened = await engine.dead_letters.get(task_id, user_id=None)
+    assert opened.letter.error == record.error
     assert task_id in [item.task_id for item in (await engine.dead_letters.page(user_id=None)).items]
     assert (await engine.queues.get("default")).running == 0
     return record
@@ -643,8 +643,8 @@ async def test_a_task_whose_workers_die_is_dead_lettered_after_its_tries(engine:
         record = await dead_letter_of(engine, task_id)
     assert record.error is not None
     assert record.error.type == "WorkerLost"
-    letter = await engine.dead_letters.get(task_id, user_id="ada")
-    assert [past.error["type"] for past in letter.history] == ["WorkerLost", "WorkerLost"]
+    opened = await engine.dead_letters.get(task_id, user_id="ada")
+    assert [past.error["type"] for past in opened.history] == ["WorkerLost", "WorkerLost"]
 
 
 # A shutdown costs the task one of its tries.

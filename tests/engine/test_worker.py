@@ -65,12 +65,12 @@ async def test_a_task_that_has_used_its_tries_is_a_dead_letter_with_all_its_erro
     async with engine_on(redis_url, TASKS) as engine, engine.worker():
         accepted = await engine.tasks.enqueue(Submission("test.flaky", {"n": 9}), user_id="ada")
         record = await finished(engine, accepted.task_id)
-        letter = await engine.dead_letters.get(accepted.task_id, user_id="ada")
+        opened = await engine.dead_letters.get(accepted.task_id, user_id="ada")
     assert record.status is Status.FAILURE
-    assert letter.params == {"n": 9}
-    assert [past.error["message"] for past in letter.history] == ["attempt 1", "attempt 2"]
-    assert letter.error.message == "attempt 3"
-    assert "RetryableError: attempt 3" in letter.traceback
+    assert opened.params == {"n": 9}
+    assert [past.error["message"] for past in opened.history] == ["attempt 1", "attempt 2"]
+    assert opened.letter.error.message == "attempt 3"
+    assert "RetryableError: attempt 3" in opened.traceback
 
 
 async def test_a_permanent_error_fails_at_once(redis_url: str) -> None:

@@ -13,15 +13,25 @@ local function matches(fields)
   return true
 end
 
+-- Not payload, traceback and history, which may be large.
+local LISTED = { 'task', 'queue', 'user_id', 'project_id', 'correlation_id', 'tags', 'error', 'attempt', 'enqueued_at',
+  'failed_at' }
+
 local reply = { '' }
 local from = cursor == '' and '+' or '(' .. cursor
 local members = redis.call('ZREVRANGEBYLEX', index, from, '-', 'LIMIT', 0, bound)
 for _, member in ipairs(members) do
   local id = string.sub(member, string.find(member, ':', 1, true) + 1)
-  local record = redis.call('HGETALL', K.dead_letter .. id)
-  local fields = {}
-  for at = 1, #record, 2 do fields[record[at]] = record[at + 1] end
-  if matches(fields) then
+  local values = redis.call('HMGET', K.dead_letter .. id, unpack(LISTED))
+  local fields, record = {}, {}
+  for at, value in ipairs(values) do
+    if value then
+      fields[LISTED[at]] = value
+      record[#record + 1] = LISTED[at]
+      record[#record + 1] = value
+    end
+  end
+  if fields.task and matches(fields) then
     reply[#reply + 1] = { id, record }
     if #reply > limit then
       reply[1] = member
