@@ -110,6 +110,32 @@ async def test_nothing_else_can_be_had(api: Api, path: str) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
+def schemes() -> list[dict[str, str]]:
+    """The colours of the light scheme, and of the dark one."""
+    style = STATIC.joinpath("style.css").read_text()
+    blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    return [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block)) for block in blocks]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2.2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("colours", schemes(), ids=["light", "dark"])
+def test_text_stands_out_from_its_ground(colours: dict[str, str]) -> None:
+    pairs = [
+        (text, ground)
+        for text in ("text", "muted", "accent", "good", "bad", "warn", "busy")
+        for ground in ("ground", "surface", "code")
+    ]
+    for text, ground in [*pairs, ("on-accent", "accent")]:
+        lighter, darker = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, ground)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_make_no_markup_of_text(name: str) -> None:
     makers = (

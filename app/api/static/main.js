@@ -18,6 +18,7 @@ const main = document.getElementById("main");
 const forget = document.getElementById("forget");
 let leave = new AbortController();
 let shown = null;
+let isFirst = true;
 let asking = false;
 
 /** The page that the address names: `#/tasks`, `#/tasks/<id>`, with filters behind a question mark. */
@@ -55,10 +56,12 @@ function show() {
 
 /** Show a page, and let keyboards and screen readers begin there. */
 function put(node) {
-  const first = main.childElementCount === 0;
   main.replaceChildren(node);
   forget.hidden = !hasKey();
-  if (first) return;
+  // A page that has just been opened begins at its top by itself.
+  const stays = isFirst;
+  isFirst = false;
+  if (stays) return;
   scrollTo(0, 0);
   main.focus({ preventScroll: true });
 }

@@ -110,7 +110,8 @@ class PostForm {
   refuse(error) {
     const left = (error.document?.errors ?? [error.document ?? { detail: error.message }]).filter((found) => {
       const field = this.fieldAt(found.pointer);
-      field?.refuse(found.detail);
+      // At the field there is no need to name its place once more.
+      field?.refuse(found.detail.replace(`${found.pointer.slice(1)}: `, ""));
       return !field;
     });
     setNotice(this.problem, left.map(({ detail }) => detail).join("; "));
