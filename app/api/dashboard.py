@@ -60,7 +60,7 @@ class Asset:
     @classmethod
     def of(cls, name: str, content: bytes) -> Asset:
         """The file of that name, whose ending tells its type."""
-        return cls(content, MEDIA_TYPES[name.rpartition(".")[2]], etag_of(content))
+        return cls(content, MEDIA_TYPES[_ending(name)], etag_of(content))
 
     def response(self, if_none_match: str | None, headers: dict[str, str]) -> Response:
         """The file, or 304 for a client that has it."""
@@ -70,9 +70,15 @@ class Asset:
         return Response(self.content, headers=headers, media_type=self.media_type)
 
 
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _load() -> tuple[str, Asset, dict[str, Asset]]:
     """The digest of all files, the page, and the files that it needs."""
-    found = {entry.name: entry.read_bytes() for entry in files("app.api").joinpath("static").iterdir()}
+    folder = files("app.api").joinpath("static")
+    # What an editor leaves beside a file is none of them.
+    found = {entry.name: entry.read_bytes() for entry in folder.iterdir() if _ending(entry.name) in MEDIA_TYPES}
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(found):
         digest.update(b"%s\0%d\0%s" % (name.encode(), len(found[name]), found[name]))
