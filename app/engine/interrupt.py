@@ -2,7 +2,9 @@
 
 `asyncio.Task.cancel` can only raise a bare `CancelledError`. `Interruptible` stands between a task and a coroutine,
 passes everything through, and turns a cancellation that it caused itself into the wanted exception. The wanted
-exceptions derive from `CancelledError`, so task groups and timeouts inside behave as they do on a cancellation.
+exceptions derive from `CancelledError`, so task groups and timeouts inside behave as they do on a cancellation, but for
+one thing: where it comes up in the body of a `TaskGroup`, that of Python 3.11 ends its children and then raises it in a
+group. `Interruptible` takes the group off again; code inside that catches it around a task group uses `except*`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ class Interruptible(Generic[T]):
         self._coroutine = coroutine
         self._reason: asyncio.CancelledError | None = None
         self._cancels = 0
+        self._raised: asyncio.CancelledError | None = None
         self._task: asyncio.Task[Any] | None = None
 
     def interrupt(self, reason: asyncio.CancelledError) -> None:
@@ -47,6 +50,10 @@ class Interruptible(Generic[T]):
                     awaited = self._coroutine.send(value)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
+        except BaseExceptionGroup as group:
+            if self._raised is not None and group.split(lambda error: error is self._raised)[1] is None:
+                raise self._raised from None
+            raise
         finally:
             self._task = None
 
@@ -58,5 +65,5 @@ class Interruptible(Generic[T]):
         # Several reasons before the loop came to it are one cancellation, counted as often.
         for _ in range(self._cancels):
             self._task.uncancel()
-        reason, self._reason, self._cancels = self._reason, None, 0
-        return reason
+        self._raised, self._reason, self._cancels = self._reason, None, 0
+        return self._raised

@@ -144,6 +144,13 @@ async def slow_once(ctx: TaskContext, params: Nothing) -> int:
     return ctx.attempt
 
 
+@task("test.slow_group", soft_limit=timedelta(milliseconds=50), timeout=timedelta(seconds=30), retry=RetryPolicy(0))
+async def slow_group(ctx: TaskContext, params: Nothing) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.Event().wait())
+        await asyncio.Event().wait()
+
+
 @task("test.deaf", soft_limit=timedelta(milliseconds=20), timeout=timedelta(milliseconds=60), retry=RetryPolicy(0))
 async def deaf(ctx: TaskContext, params: Nothing) -> None:
     while not stage.go.is_set():
@@ -201,7 +208,20 @@ async def once(ctx: TaskContext, params: Nothing) -> int:
 
 
 TASKS = (
-    *(quick, elsewhere, waits, times_out_first, group_fails_first, wrong, blocks, saves, slow_once, deaf, stubborn),
+    *(
+        quick,
+        elsewhere,
+        waits,
+        times_out_first,
+        group_fails_first,
+        wrong,
+        blocks,
+        saves,
+        slow_once,
+        slow_group,
+        deaf,
+        stubborn,
+    ),
     *(cleans_up, dies_badly, dies_of_a_file_name, once),
 )
 
@@ -866,6 +886,13 @@ async def test_at_its_soft_limit_a_task_may_save_and_return(engine: Engine) -> N
         record = await finished(engine, task_id)
     assert (record.status, record.result, record.attempt) == (Status.SUCCESS, "what there was", 1)
     assert "saved" in await kinds(engine, task_id)
+
+
+async def test_a_soft_limit_in_a_task_group_is_told_as_what_it_is(engine: Engine) -> None:
+    async with engine.worker():
+        record = await finished(engine, await add(engine, "test.slow_group"))
+    assert record.error is not None
+    assert (record.status, record.error.type, record.error.retryable) == (Status.FAILURE, "SoftTimeLimit", True)
 
 
 async def test_the_hard_limit_stops_a_task_that_swallowed_the_soft_one(engine: Engine) -> None:
