@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.engine.context import TaskContext
 from app.engine.registry import task
-from tests.acceptance.effects import TASKS, Effect, worker_settings
+from tests.acceptance.effects import SETTINGS, TASKS, Effect, worker_settings
 
 
 @task("effect.new")
@@ -13,4 +13,4 @@ async def new(ctx: TaskContext, params: Effect) -> str:
     return params.name
 
 
-WorkerSettings = worker_settings(*TASKS, new)
+WorkerSettings = worker_settings(*TASKS, new) if SETTINGS.redis_url else {}
