@@ -609,5 +609,5 @@ async def test_a_dead_letter_outlives_its_task(engine: Engine, redis: Redis) -> 
     await engine.scripts.finish([end_of(held, "FAILURE")])
     await redis.zadd(keys.PREFIXES["finished"], {"t1": 1})
     assert await engine.sweep() == (1, 0)
-    assert (await engine.dead_letters.get("t1", user_id="ada")).attempts == 1
+    assert (await engine.dead_letters.get("t1", user_id="ada")).letter.attempts == 1
     assert [letter.task_id for letter in (await engine.dead_letters.page(user_id="ada")).items] == ["t1"]
