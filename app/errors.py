@@ -35,6 +35,10 @@ class NightshiftError(Exception):
         """Further members of the problem document and of the task's error record."""
         return {}
 
+    def move(self, prefix: str) -> None:
+        """Put a prefix before the pointer, for what stands inside something larger."""
+        self.pointer = prefix + (self.pointer or "")
+
 
 class SettingsError(NightshiftError):
     """A setting has a value that cannot be used; the process must not start."""
@@ -46,10 +50,22 @@ class SettingsError(NightshiftError):
 
 
 class InvalidInput(NightshiftError):
-    """A parameter or field is missing or wrong; nothing was changed."""
+    """A parameter or field is missing or wrong; nothing was changed.
+
+    `faults` are all that is wrong, as JSON pointers and what is wrong there, where there may be more than one thing.
+    """
 
     status_code = 422
     title = "Invalid input"
+
+    def __init__(self, detail: str, *, pointer: str | None = None, faults: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(detail, pointer=pointer)
+        self.faults = faults or (((pointer, detail),) if pointer is not None else ())
+
+    def move(self, prefix: str) -> None:
+        """Put a prefix before all pointers, for what stands inside something larger."""
+        super().move(prefix)
+        self.faults = tuple((prefix + pointer, detail) for pointer, detail in self.faults)
 
 
 class Unauthorized(NightshiftError):

@@ -147,7 +147,9 @@ def _answer(scope: Scope, error: Exception) -> _Answer:
 def _of_nightshift_error(error: NightshiftError) -> _Answer:
     members = error.extra()
     if error.pointer is not None:
-        members = {"pointer": error.pointer, "errors": [{"pointer": error.pointer, "detail": error.detail}], **members}
+        faults = error.faults if isinstance(error, InvalidInput) else ((error.pointer, error.detail),)
+        errors = [{"pointer": pointer, "detail": detail} for pointer, detail in faults[:MAX_FIELD_ERRORS]]
+        members = {"pointer": error.pointer, "errors": errors, **members}
     wait_s = error.retry_after_s
     headers = {} if wait_s is None else {"retry-after": str(max(0, math.ceil(wait_s)))}
     return _Answer(error.status_code, type(error).__name__, error.title, error.detail, members, headers)

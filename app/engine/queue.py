@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -248,7 +248,7 @@ class TaskQueue:
             params = _validated(spec, item.params)
             _check(item)
         except (InvalidInput, TooLarge, UnknownTask) as error:
-            error.pointer = f"{at}{error.pointer or ''}"
+            error.move(at)
             raise
         return _new_task(item, spec, params, user_id, correlation_id)
 
@@ -296,10 +296,17 @@ def _validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
 
 
 def _invalid_params(error: ValidationError) -> InvalidInput:
-    first = error.errors(include_url=False, include_context=False)[0]
-    path = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in first["loc"])
-    rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return InvalidInput(f"params{path}: {first['msg']}{rest}", pointer=f"/params{path}")
+    faults = tuple(
+        (f"/params{_pointer(item['loc'])}", item["msg"])
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+    pointer, message = faults[0]
+    rest = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return InvalidInput(f"{pointer[1:]}: {message}{rest}", pointer=pointer, faults=faults)
+
+
+def _pointer(location: Iterable[str | int]) -> str:
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
 
 
 def _check(item: Submission) -> None:

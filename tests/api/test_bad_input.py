@@ -211,3 +211,10 @@ async def test_an_unknown_queue_is_not_paused(api: Api, name: str, action: str) 
     before = await everything(api.engine.redis)
     assert (await api.root.post(f"/api/queues/{name}/{action}")).status_code == 404
     assert await everything(api.engine.redis) == before
+
+
+async def test_all_that_is_wrong_with_params_is_said_at_its_place(api: Api) -> None:
+    answer = await api.ada.post("/api/tasks", json={**OK, "params": {"n": -1, "m~/": 2}})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/params/n", "/params/m~0~1"]
+    assert answer.json()["detail"].endswith("(and 1 more)")
