@@ -232,10 +232,12 @@ class Attempt:
         hard = loop.call_later(bounds.hard_s, self._insist)
         self._hard_timer = hard
         try:
-            return await self._running
+            value = await self._running
+            await ctx.settle()
         finally:
             soft.cancel()
             self._hard_timer.cancel()
+        return value
 
     def _insist(self) -> None:
         self._interrupt(_HardStop("hard limit"))

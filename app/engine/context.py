@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from loguru import logger
 from pydantic import BaseModel
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine.events import MAX_EVENT_BYTES, TYPE, stream_name
 from app.engine.queue import Submission
@@ -99,6 +102,7 @@ class TaskContext:
         self._services = services
         self._percent = info.percent
         self._written = 0
+        self._reporters: list[_ThreadReporter] = []
 
     @property
     def task_id(self) -> str:
@@ -136,8 +140,10 @@ class TaskContext:
 
         Stored in the task's view and sent as `task_progress`. The percentage never goes back, also over retries.
         """
-        if not total > 0 or not 0 <= current <= total:
-            raise InvalidInput(f"progress {current} of {total}: expected 0 <= current <= total and total > 0")
+        if not 0 < total < math.inf or not 0 <= current <= total:
+            raise InvalidInput(
+                f"progress {current} of {total}: expected 0 <= current <= total and total > 0, both finite"
+            )
         if len(label) > MAX_LABEL_CHARS:
             raise TooLarge(f"a label of {len(label)} characters exceeds the bound of {MAX_LABEL_CHARS}")
         self._percent = max(self._percent, round(100 * current / total, 1))
@@ -145,8 +151,8 @@ class TaskContext:
         await self._emit(OWN_CHANNELS, "task_progress", data, data)
 
     async def emit(self, kind: str, payload: dict[str, Any], *, channel: str | None = None) -> None:
-        """Append an event. It goes to the channel `task:<id>`, or to `channel`, such as `project:<id>` or one of a
-        domain.
+        """Append an event. It goes to the task's own channel, or to `channel`, such as `project:<id>` or one of a
+        domain; not to that of another task.
 
         `payload` must be a JSON object of at most 64 KiB. Raises `InvalidInput` or `TooLarge`.
         """
@@ -154,10 +160,11 @@ class TaskContext:
             raise InvalidInput(
                 f"event type {kind[:80]!r}: expected a letter, then letters, digits, '_' or '.', 64 at most"
             )
-        data = to_json(payload)
-        if len(data) > MAX_EVENT_BYTES:
-            raise TooLarge(f"an event of {len(data)} bytes exceeds the bound of {MAX_EVENT_BYTES} bytes")
+        data = _event_json(payload)
         stream = TASK_CHANNEL if channel is None else stream_name(channel, self.user_id)
+        if stream.startswith("task:"):
+            # Its log is deleted with that task; one written later would stay for ever.
+            raise InvalidInput(f"channel {channel!r}: expected none, or that of a project, a user or a domain")
         await self._emit(stream, kind, data, b"")
 
     async def start(
@@ -195,21 +202,42 @@ class TaskContext:
         A thread cannot be stopped: when the task is cancelled, its result is thrown away once it is there. To report
         progress from inside, give the function `ctx.reporter()` as an argument.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._services.executor, lambda: function(*args, **kwargs))
+        call = partial(function, *args, **kwargs)
+        # With the context of the task, so that what the thread logs is about it.
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._services.executor, context.run, call)
 
     def reporter(self) -> Reporter:
         """A plain function `(current, total, label)` that may be called from a thread; the loop emits the progress.
 
         When it is called faster than progress can be written, only the latest is.
         """
-        return _ThreadReporter(self, asyncio.get_running_loop())
+        reporter = _ThreadReporter(self, asyncio.get_running_loop())
+        self._reporters.append(reporter)
+        return reporter
+
+    async def settle(self) -> None:
+        """Wait until what threads have reported is written (called when the task has returned)."""
+        for reporter in self._reporters:
+            await reporter.written()
 
     async def _emit(self, stream: str, kind: str, payload: bytes, progress: bytes) -> None:
         self._written += 1
         item = Emit(self.task_id, self.info.token, self._written, stream, kind, payload, progress)
         if not await self._services.emit(item):
             raise LeaseLost(f"attempt {self.attempt} of task {self.task_id} has lost its lease")
+
+
+def _event_json(payload: dict[str, Any]) -> bytes:
+    try:
+        data = to_json(payload)
+        # JSON has no NaN and no infinity, and a reader would choke on them.
+        from_json(data, allow_inf_nan=False)
+    except (ValueError, PydanticSerializationError) as error:
+        raise InvalidInput(f"event payload: expected what JSON can hold: {error}") from error
+    if len(data) > MAX_EVENT_BYTES:
+        raise TooLarge(f"an event of {len(data)} bytes exceeds the bound of {MAX_EVENT_BYTES} bytes")
+    return data
 
 
 class _ThreadReporter:
@@ -221,6 +249,11 @@ class _ThreadReporter:
 
     def __call__(self, current: float, total: float, label: str = "") -> None:
         self._loop.call_soon_threadsafe(self._take, (current, total, label))
+
+    async def written(self) -> None:
+        """Wait until nothing is being written."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
 
     def _take(self, report: tuple[float, float, str]) -> None:
         self._latest = report
