@@ -32,6 +32,7 @@ from app.store.connection import connect_sync
 from app.store.embedded import EmbeddedServer
 
 WS_PING_INTERVAL_S = 30
+WS_MAX_BYTES = 1024 * 1024
 BACKLOG = 2_048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -198,6 +199,10 @@ async def _run_api(part: Part, settings: Settings, listener: socket.socket) -> N
         log_config=None,
         server_header=False,
         ws_ping_interval=WS_PING_INTERVAL_S,
+        # Compression costs each client 50 KB and each event its time; frames beyond the bound are refused by the
+        # session.
+        ws_per_message_deflate=False,
+        ws_max_size=WS_MAX_BYTES,
         timeout_graceful_shutdown=GRACE_S,
     )
     async with application.router.lifespan_context(application):
