@@ -1,4 +1,4 @@
-"""Workers that are driven step by step: the scripts as attempts call them, without a loop, a lease thread or a clock."""
+"""Workers driven step by step: the scripts as attempts call them, without a loop, a lease thread or a clock."""
 
 from __future__ import annotations
 
