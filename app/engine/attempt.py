@@ -139,6 +139,14 @@ class Attempt:
         self._unknown_task_ttl_s = unknown_task_ttl_s
         self._stop: asyncio.CancelledError | None = None
         self._running: Interruptible[Any] | None = None
+        self._payload: wire.Payload | None = None
+
+    @property
+    def payload(self) -> wire.Payload:
+        """The decoded payload. Raises `UndecodablePayload`."""
+        if self._payload is None:
+            self._payload = wire.decode_payload(self.claim.payload)
+        return self._payload
 
     @property
     def hard_deadline(self) -> float:
@@ -215,7 +223,7 @@ class Attempt:
         return replace(_handed_back(error, min(max(age_s / 4, low), high)), mark=UNKNOWN_SINCE)
 
     def _params(self, spec: TaskSpec) -> BaseModel:
-        values = wire.decode_payload(self.claim.payload).params(spec.param_names)
+        values = self.payload.params(spec.param_names)
         try:
             return spec.params.model_validate(values)
         except ValidationError as error:

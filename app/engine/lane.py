@@ -22,7 +22,7 @@ from app.engine.context import Services
 from app.engine.job import ErrorInfo, Status
 from app.engine.leases import Lease, LeaseKeeper
 from app.engine.registry import Catalogue
-from app.errors import TaskCancelled
+from app.errors import TaskCancelled, UndecodablePayload
 from app.store import keys
 from app.store.scripts import Finish, Reschedule
 from app.telemetry import LogContext, metrics, set_context
@@ -140,7 +140,7 @@ class Lane:
         for attempt in tuple(self._held.values()):
             set_context(_log_context(attempt.claim))
             logger.warning("the task does not stop; it is handed back all the same")
-            await self._commit(attempt.claim, attempt.handed_back(), 0.0)
+            await self._commit(attempt, attempt.handed_back(), 0.0)
 
     async def join(self) -> None:
         """Wait until all attempts have ended and their ends are written."""
@@ -174,31 +174,31 @@ class Lane:
             self._mean_s += SMOOTHING * (elapsed_s - self._mean_s)
             self._begin()
             self._slot_free()
-            await self._commit(claim, outcome, elapsed_s)
+            await self._commit(attempt, outcome, elapsed_s)
         finally:
             self._workshop.keeper.remove(lease)
             if self._held.get(claim.task_id) is attempt:
                 del self._held[claim.task_id]
-            self._slot_free()
 
-    async def _commit(self, claim: Claim, outcome: Outcome, elapsed_s: float) -> None:
-        written = 0
+    async def _commit(self, attempt: Attempt, outcome: Outcome, elapsed_s: float) -> None:
+        claim, written = attempt.claim, 0
         match outcome:
             case Again() | HandedBack():
                 written = await self._workshop.committer.reschedule(_reschedule(claim, outcome))
                 self._workshop.look_again(outcome.delay_s)
             case Completed() | Failed() | Cancelled():
-                written = await self._workshop.committer.finish(self._finish(claim, outcome, elapsed_s))
+                written = await self._workshop.committer.finish(self._finish(attempt, outcome, elapsed_s))
             case Abandoned():
                 pass
         self._count(claim, outcome if written else Abandoned(), elapsed_s)
 
-    def _finish(self, claim: Claim, outcome: Completed | Failed | Cancelled, elapsed_s: float) -> Finish:
+    def _finish(self, attempt: Attempt, outcome: Completed | Failed | Cancelled, elapsed_s: float) -> Finish:
+        claim = attempt.claim
         status, error, event, value = _ending(outcome, elapsed_s)
         result = wire.encode_result(
             task_id=claim.task_id,
             queue_key=keys.queue(claim.queue),
-            payload=claim.payload,
+            payload=_readable_payload(attempt),
             task=claim.fields["task"],
             attempt=claim.attempt,
             success=status is Status.SUCCESS,
@@ -239,6 +239,13 @@ class Lane:
                 logger.info("task handed back: {}", reason.message)
             case Abandoned():
                 logger.warning("attempt stopped: its lease is lost, nothing was written")
+
+
+def _readable_payload(attempt: Attempt) -> wire.Payload | None:
+    try:
+        return attempt.payload
+    except UndecodablePayload:
+        return None
 
 
 def _ending(outcome: Completed | Failed | Cancelled, elapsed_s: float) -> tuple[Status, bytes, bytes, bytes]:

@@ -35,7 +35,7 @@ class Payload:
     """A decoded payload: the task's name and what it was called with."""
 
     task: str
-    args: tuple[Any, ...]
+    args: list[Any]
     kwargs: dict[str, Any]
     enqueued_ms: int
 
@@ -61,7 +61,7 @@ def decode_payload(data: bytes) -> Payload:
     """Read a payload. Raises `UndecodablePayload` when it is not the JSON of an arq job."""
     try:
         job = from_json(data)
-        return Payload(str(job["f"]), tuple(job["a"]), dict(job["k"]), int(job["et"]))
+        return Payload(str(job["f"]), list(job["a"]), dict(job["k"]), int(job["et"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UndecodablePayload(
             f"expected the JSON of an arq job (use app.engine.wire.serializer in the client), got {data[:40]!r}"
@@ -72,7 +72,7 @@ def encode_result(
     *,
     task_id: str,
     queue_key: str,
-    payload: bytes,
+    payload: Payload | None,
     task: str,
     attempt: int,
     success: bool,
@@ -80,20 +80,15 @@ def encode_result(
     started_ms: int,
     finished_ms: int,
 ) -> bytes:
-    """A result record. `result` is JSON: the value, or the error record. `payload` is the task's, as it was stored."""
-    try:
-        job = from_json(payload)
-    except ValueError:
-        job = None
-    if not isinstance(job, dict):
-        job = {}
+    """A result record. `result` is JSON: the value, or the error record. `payload` is None where it could not be
+    read."""
     head = to_json(
         {
             "t": attempt,
             "f": task,
-            "a": job.get("a", []),
-            "k": job.get("k", {}),
-            "et": job.get("et", started_ms),
+            "a": payload.args if payload else [],
+            "k": payload.kwargs if payload else {},
+            "et": payload.enqueued_ms if payload else started_ms,
             "s": success,
             "st": started_ms,
             "ft": finished_ms,

