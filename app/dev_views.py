@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Signposts:
     readme: str
 
 
-class Page:
+class Page(ABC):
     """The demo's text. Subclasses decide how a heading, a statement and progress look."""
 
     def opening(self, url: str) -> None:
@@ -118,26 +119,26 @@ class Page:
         self.line(f"  How to write a task: {to.readme}")
         self.line(f"  Log of this run:     {to.log}")
 
+    @abstractmethod
     def line(self, text: str) -> None:
         """A line of text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heading(self, text: str) -> None:
         """A title, with an empty line before it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pair(self, name: str, value: str) -> None:
         """A name and its value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def statement(self, text: str, source: str) -> None:
         """A statement and what it rests on."""
-        raise NotImplementedError
 
+    @abstractmethod
     @contextmanager
     def following(self) -> Iterator[Show]:
         """Inside the block, the function that it gives shows percent and label."""
-        raise NotImplementedError
 
 
 class PlainPage(Page):

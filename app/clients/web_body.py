@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -90,7 +91,7 @@ class _Plain:
         return b""
 
 
-class _Inflating:
+class _Inflating(ABC):
     def __init__(self, what: str) -> None:
         self._what = what
         self._stream: zlib._Decompress | None = None
@@ -98,6 +99,7 @@ class _Inflating:
         """Too few bytes to tell what begins with them."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        """The pieces that `data` decompresses to. Raises `MalformedReply`."""
         data = self._held + data
         self._held = b""
         while data:
@@ -132,9 +134,9 @@ class _Inflating:
             raise self._broken(str(error)) from error
         return piece, self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
 
+    @abstractmethod
     def _begin(self, data: bytes) -> bool:
         """Open the stream that `data` begins with; False when what follows a finished one is no other."""
-        raise NotImplementedError
 
     def _broken(self, reason: str) -> MalformedReply:
         return MalformedReply(f"{self._what} sent compressed content that cannot be decoded: {reason}")
