@@ -183,6 +183,12 @@ class InvalidResult(PermanentError):
     title = "Invalid result"
 
 
+class StepOrderChanged(PermanentError):
+    """A task came to its steps in another order than in an earlier attempt."""
+
+    title = "Step order changed"
+
+
 class HardTimeLimit(RetryableError):
     """The task did not end by its hard time limit and was stopped."""
 

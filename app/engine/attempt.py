@@ -291,6 +291,7 @@ class Attempt:
             enqueued_at=moment(fields["enqueued_at"]),
             token=claim.token,
             percent=_percent(fields),
+            has_steps="steps" in fields,
         )
 
 

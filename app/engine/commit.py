@@ -17,7 +17,7 @@ from loguru import logger
 
 from app.engine.batch import Batcher
 from app.store.connection import REFUSED_FOR_NOW
-from app.store.scripts import Emit, Finish, Reschedule, Scripts
+from app.store.scripts import Emit, Finish, Reschedule, Scripts, StepRecord
 from app.telemetry import metrics
 
 EVENT_PATIENCE_S = 30.0
@@ -33,6 +33,7 @@ class Committer:
         self._scripts = scripts
         self._finishes: Batcher[Finish, int] = Batcher(self._finish, weigh=lambda item: len(item.result))
         self._reschedules: Batcher[Reschedule, int] = Batcher(self._reschedule, weigh=lambda item: len(item.error))
+        self._steps: Batcher[StepRecord, int] = Batcher(self._record, weigh=lambda item: len(item.result))
         self._emits: Batcher[Emit, int] = Batcher(self._emit, weigh=lambda item: len(item.payload))
 
     def finish(self, item: Finish) -> Awaitable[int]:
@@ -47,9 +48,13 @@ class Committer:
         """Append an event. 0 when the lease was lost and nothing was written."""
         return self._emits.submit(item)
 
+    def record_step(self, item: StepRecord) -> Awaitable[int]:
+        """Store the result of a step. 0 when the lease was lost and nothing was written."""
+        return self._steps.submit(item)
+
     async def drain(self) -> None:
         """Wait until everything is written."""
-        for batcher in (self._emits, self._reschedules, self._finishes):
+        for batcher in (self._emits, self._steps, self._reschedules, self._finishes):
             await batcher.drain()
 
     async def _finish(self, items: Sequence[Finish]) -> list[int]:
@@ -58,6 +63,9 @@ class Committer:
 
     async def _reschedule(self, items: Sequence[Reschedule]) -> list[int]:
         return await _insist(self._scripts.reschedule, items, None)
+
+    async def _record(self, items: Sequence[StepRecord]) -> list[int]:
+        return await _insist(self._scripts.record_step, items, None)
 
     async def _emit(self, items: Sequence[Emit]) -> list[int]:
         return await _insist(self._scripts.emit, items, EVENT_PATIENCE_S)

@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from app.engine.events import MAX_EVENT_BYTES, TYPE, stream_name
 from app.engine.queue import Submission
 from app.engine.registry import Task
+from app.engine.steps import Steps, StepStore
 from app.errors import InvalidInput, LeaseLost, NightshiftError, NotConfigured, TooLarge
 from app.store.scripts import Emit
 
@@ -48,7 +49,7 @@ class Resource(Generic[T]):
 Resources = Mapping[Resource[Any], Any]
 
 
-class Services(Protocol):
+class Services(StepStore, Protocol):
     """What the worker lends to the contexts of its attempts."""
 
     @property
@@ -88,6 +89,7 @@ class TaskInfo:
     enqueued_at: datetime
     token: int
     percent: float = 0.0
+    has_steps: bool = False
 
 
 class TaskContext:
@@ -102,6 +104,7 @@ class TaskContext:
         self._services = services
         self._percent = info.percent
         self._written = 0
+        self._steps = Steps(services, info.task_id, info.token, expected=info.has_steps)
         self._reporters: list[_ThreadReporter] = []
 
     @property
@@ -166,6 +169,19 @@ class TaskContext:
             # Its log is deleted with that task; one written later would stay for ever.
             raise InvalidInput(f"channel {channel!r}: expected none, or that of a project, a user or a domain")
         await self._emit(stream, kind, data, b"")
+
+    async def step(self, name: str, call: Callable[[], Awaitable[T]], *, returns: Any = None) -> T:
+        """Run a part of the task once: `call` is awaited, and its result is stored before this returns.
+
+        In a later attempt the stored result is returned and nothing is called. `returns` is the type of the result,
+        any that pydantic can validate and write as JSON; without it only values of JSON's own types are accepted. Up
+        to 1,000 steps a task, results of up to 1 MiB. See `app/engine/steps.py` for what a task with steps must keep
+        to.
+
+        Raises what `call` raises (then nothing is stored), `InvalidResult`, `TooLarge`, `StepOrderChanged`,
+        `LeaseLost`.
+        """
+        return await self._steps.run(name, call, returns)
 
     async def start(
         self,

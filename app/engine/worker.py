@@ -36,7 +36,7 @@ from app.engine.queue import Submission, TaskQueue
 from app.engine.supervise import supervise
 from app.engine.waiter import Waiter
 from app.store.connection import CONNECTION_ERRORS, connect_sync
-from app.store.scripts import CLAIM_FIELDS, Emit, Scripts
+from app.store.scripts import CLAIM_FIELDS, Emit, Scripts, StepRecord
 from app.telemetry import metrics
 
 SLOW_POLL_S = 1.0
@@ -106,6 +106,14 @@ class Worker:
         """Append an event of an attempt."""
         metrics.EVENTS_EMITTED.labels(item.channel.partition(":")[0].replace(".", "task") or "all").inc()
         return self._committer.emit(item)
+
+    def record_step(self, item: StepRecord) -> Awaitable[int]:
+        """Store the result of a step of an attempt."""
+        return self._committer.record_step(item)
+
+    async def read_steps(self, task_id: str) -> Mapping[str, bytes]:
+        """What earlier attempts have stored."""
+        return await self._scripts.read_steps(task_id)
 
     async def start(self, submission: Submission, user_id: str, correlation_id: str | None) -> str:
         """Enqueue a child task; its id."""

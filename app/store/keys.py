@@ -13,6 +13,7 @@ id.
 | `arq:result:<id>` | string | the result |
 | `arq:abort` | zset | ids that arq clients want aborted |
 | `ns:task:<id>` | hash | everything else of a task |
+| `ns:steps:<id>` | hash | completed steps: `<number>` facts and `result:<number>` result, both JSON |
 | `ns:children:<id>` | set | ids of the tasks that a task started |
 | `ns:events:<channel>` | list | events of a channel; the pub/sub channel of the same name carries them live |
 | `ns:tasks`, `ns:tasks:<index>` | zset | ids by time of enqueue, as `<ms>:<id>`, all scores 0 |
@@ -50,6 +51,7 @@ PREFIXES: Final[dict[str, str]] = {
     "abort": "arq:abort",
     "task": "ns:task:",
     "children": "ns:children:",
+    "steps": "ns:steps:",
     "events": "ns:events:",
     "tasks": "ns:tasks",
     "finished": "ns:finished",
@@ -99,6 +101,11 @@ def job(task_id: str) -> str:
 def result(task_id: str) -> str:
     """The result of a task, in arq's format."""
     return PREFIXES["result"] + task_id
+
+
+def steps(task_id: str) -> str:
+    """The completed steps of a task."""
+    return PREFIXES["steps"] + task_id
 
 
 def events(channel: str) -> str:

@@ -37,7 +37,7 @@ SCAN_BOUND = 2_000
 
 CLAIM_FIELDS = (
     *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
-    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since"),
+    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since", "steps"),
 )
 """Names of the values that `claim.lua` returns of a record."""
 
@@ -140,6 +140,22 @@ class Emit:
         return (self.id, self.token, self.number, self.channel, self.type, self.payload, self.progress)
 
 
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A completed step; fields in the order in which `record_step.lua` reads them."""
+
+    id: str
+    token: int
+    number: int
+    name: bytes
+    result: bytes
+    duration_s: float
+
+    def args(self) -> tuple[Arg, ...]:
+        """The flat form of the script."""
+        return (self.id, self.token, self.number, self.name, self.result, self.duration_s)
+
+
 def head(idempotency_ttl_s: float) -> str:
     """What stands before every script: prefixes, limits and the shared functions."""
     limits = {
@@ -230,6 +246,16 @@ class Scripts:
         """Append events. 1 for each that was written, 0 where the token was stale."""
         replies: list[int] = await self._run("emit", list(chain.from_iterable(item.args() for item in items)))
         return replies
+
+    async def record_step(self, items: Sequence[StepRecord]) -> list[int]:
+        """Store the results of steps. 1 for each that was written, 0 where the token was stale."""
+        replies: list[int] = await self._run("record_step", list(chain.from_iterable(item.args() for item in items)))
+        return replies
+
+    async def read_steps(self, task_id: str) -> dict[str, bytes]:
+        """The completed steps of a task, as its hash stands."""
+        stored: dict[bytes, bytes] = await self.redis.execute_command("HGETALL", keys.steps(task_id))
+        return {field.decode(): value for field, value in stored.items()}
 
     async def cancel(self, ids: Sequence[str], ttl_ms: int) -> list[bytes]:
         """Cancel tasks and all their descendants, in as many calls as it takes. Returns a state per id."""

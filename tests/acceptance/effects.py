@@ -76,6 +76,18 @@ async def block(ctx: TaskContext, params: Effect) -> int:
     return ctx.attempt
 
 
+@task("effect.steps", retry=RetryPolicy(max_retries=9, base_s=0.01))
+async def steps(ctx: TaskContext, params: Effect) -> list[str]:
+    """Ten steps, each of which leaves its mark."""
+
+    async def step(name: str) -> str:
+        await note(params.name, name)
+        await asyncio.sleep(params.seconds)
+        return name
+
+    return [await ctx.step(f"step {number}", lambda number=number: step(f"step {number}")) for number in range(10)]
+
+
 @task("effect.deaf", timeout=timedelta(seconds=1), retry=RetryPolicy(max_retries=0))
 async def deaf(ctx: TaskContext, params: Effect) -> None:
     """Ignore every interruption."""
@@ -87,7 +99,7 @@ async def deaf(ctx: TaskContext, params: Effect) -> None:
             await note(params.name, f"ignored {ctx.attempt} {os.getpid()}")
 
 
-TASKS = (once, none, stubborn_first, block, deaf)
+TASKS = (once, none, steps, stubborn_first, block, deaf)
 
 
 def worker_settings(*tasks: object) -> dict[str, object]:

@@ -238,3 +238,23 @@ async def test_a_worker_can_be_stopped_while_redis_is_away(own_server: EmbeddedS
         async with worker("second", tmp_path, own_server.url, lease_s=1):
             await event_of(engine, accepted.task_id, "task_started", count=2)
     assert "run again when their leases end" in first.output()
+
+
+async def test_a_task_whose_worker_is_killed_between_steps_goes_on_after_the_last_one(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """Each kill comes when a step is stored and the next one has begun: that one runs again, no other does."""
+    async with engine_on(redis_url, TASKS) as engine:
+        accepted = await engine.tasks.enqueue(
+            Submission("effect.steps", {"name": "ten", "seconds": 0.2}), user_id="ada"
+        )
+        for number, begun in enumerate((3, 7), 1):
+            async with worker(f"worker {number}", tmp_path, redis_url, lease_s=1) as running_now:
+                await noted(engine, "ten", begun + number - 1)
+                await running_now.kill()
+        async with worker("last", tmp_path, redis_url, lease_s=1):
+            record = await finished(engine, accepted.task_id)
+        marks = await trace(engine, "ten")
+    assert record.result == [f"step {number}" for number in range(10)]
+    assert record.attempt == 3
+    assert marks == [f"step {number}" for number in (0, 1, 2, 2, 3, 4, 5, 6, 6, 7, 8, 9)]

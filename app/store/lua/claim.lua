@@ -37,7 +37,7 @@ local function promote(queue)
 end
 
 local FIELDS = { 'status', 'attempt', 'lease', 'user_id', 'project_id', 'task', 'parent_id', 'root_id', 'correlation_id',
-  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel', 'unknown_since' }
+  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel', 'unknown_since', 'steps' }
 
 -- Whether somebody runs the task all the same: a stock worker, or a worker of ours whose lease stands (an arq client that
 -- aborts a running task moves its score). It is looked at again when that may have changed.

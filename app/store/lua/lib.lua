@@ -172,7 +172,7 @@ local function forget(id)
     end
     if parent then redis.call('SREM', K.children .. parent, id) end
   end
-  redis.call('DEL', K.task .. id, K.children .. id, K.events .. 'task:' .. id)
+  redis.call('DEL', K.task .. id, K.children .. id, K.steps .. id, K.events .. 'task:' .. id)
   redis.call('ZREM', K.finished, id)
 end
 

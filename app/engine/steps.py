@@ -1,0 +1,151 @@
+"""Steps: parts of a task that happen once. The result of a completed step is stored; a later attempt gets it back.
+
+    page = await ctx.step("fetch", lambda: fetch(params.url), returns=Page)
+    text = await ctx.step("summarise", lambda: ask(page), returns=str)
+
+A task that runs again, after a retry, a crash or on another worker, is entered from its top. Its steps have numbers in
+the order in which the task comes to them; a number that is stored is answered at once, the first that is not runs. So
+what stands between steps must be cheap and without effects, and the order must depend on nothing but parameters and
+results of steps.
+
+States of a step: *not stored* -> runs -> *stored*. What happens at each failure:
+
+- the step raises: nothing is stored, and it runs again in the next attempt;
+- the worker dies while it runs: the same;
+- the worker dies between the effect and the storing of its result: the effect happens again. This window remains in any
+  system that has its effects elsewhere; give the effect an idempotency key made of `ctx.task_id` and the step's name;
+- the lease is lost: the result is not stored (`LeaseLost`), since another attempt owns the task;
+- the steps come in another order than they were stored in: `StepOrderChanged`, which names both, and fails the task.
+
+Concurrent steps (`asyncio.gather`) are numbered in the order in which they are called, not in that of their ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from app.engine.job import moment
+from app.errors import InvalidInput, InvalidResult, LeaseLost, StepOrderChanged, TooLarge
+from app.store.scripts import StepRecord
+
+T = TypeVar("T")
+
+MAX_STEPS = 1_000
+MAX_STEP_BYTES = 1024 * 1024
+NAME = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A completed step. `number` counts from 0; `duration_s` is that of the run whose result was stored."""
+
+    number: int
+    name: str
+    completed_at: datetime
+    duration_s: float
+
+
+class StepStore(Protocol):
+    """Where the steps of a task are."""
+
+    def record_step(self, item: StepRecord) -> Awaitable[int]:
+        """Store a result; 0 when the lease is lost."""
+        ...
+
+    async def read_steps(self, task_id: str) -> Mapping[str, bytes]:
+        """What is stored of a task's steps, as its hash stands in Redis."""
+        ...
+
+
+class Steps:
+    """The steps of one attempt. `expected` says whether an earlier attempt stored any."""
+
+    def __init__(self, store: StepStore, task_id: str, token: int, *, expected: bool) -> None:
+        self._store = store
+        self._task_id = task_id
+        self._token = token
+        self._next = 0
+        self._stored: Mapping[str, bytes] | None = None if expected else {}
+        self._loading = asyncio.Lock()
+
+    async def run(self, name: str, call: Callable[[], Awaitable[T]], returns: Any) -> T:
+        """Answer with what is stored, or call and store; see `TaskContext.step`."""
+        number = self._number(name)
+        stored = await self._load()
+        if str(number) in stored:
+            return cast(T, self._replay(number, name, stored, returns))
+        began = time.perf_counter()
+        data = result_json(name, await call(), returns)
+        duration_s = round(time.perf_counter() - began, 3)
+        item = StepRecord(self._task_id, self._token, number, to_json(name), data, duration_s)
+        if not await self._store.record_step(item):
+            raise LeaseLost(f"step {name!r} of task {self._task_id} was not stored: its lease is lost")
+        return cast(T, _restored(data, returns))
+
+    def _number(self, name: str) -> int:
+        if not NAME.fullmatch(name):
+            raise InvalidInput(f"step {name[:80]!r}: expected 1 to 128 characters and no control characters")
+        if self._next >= MAX_STEPS:
+            raise TooLarge(f"step {name!r} exceeds the bound of {MAX_STEPS} steps a task; start child tasks instead")
+        self._next += 1
+        return self._next - 1
+
+    async def _load(self) -> Mapping[str, bytes]:
+        async with self._loading:
+            if self._stored is None:
+                self._stored = await self._store.read_steps(self._task_id)
+        return self._stored
+
+    def _replay(self, number: int, name: str, stored: Mapping[str, bytes], returns: Any) -> Any:
+        before = from_json(stored[str(number)])["name"]
+        if before != name:
+            raise StepOrderChanged(
+                f"step {number + 1} of task {self._task_id} was {before!r} in an earlier attempt and is {name!r} now; "
+                "expected the same steps in the same order"
+            )
+        return _restored(stored[f"result:{number}"], returns)
+
+
+def result_json(name: str, value: Any, returns: Any) -> bytes:
+    """The stored form of a step's result. Raises `InvalidResult` or `TooLarge`.
+
+    Without a type only what JSON itself has is accepted, so that the first run and a replay give the same value.
+    """
+    try:
+        if returns is None:
+            data = to_json(value)
+            if from_json(data, allow_inf_nan=False) != value:
+                raise InvalidResult(
+                    f"step {name!r} returned a {type(value).__name__}, which would come back as something else: "
+                    "expected a value of JSON's own types, or the type in `returns`"
+                )
+        else:
+            adapter = TypeAdapter(returns)
+            data = adapter.dump_json(adapter.validate_python(value))
+    except (ValidationError, PydanticSerializationError, ValueError) as error:
+        raise InvalidResult(f"step {name!r} returned what its type does not accept: {error}") from error
+    if len(data) > MAX_STEP_BYTES:
+        raise TooLarge(f"step {name!r}: a result of {len(data)} bytes exceeds the bound of {MAX_STEP_BYTES} bytes")
+    return data
+
+
+def steps_of(stored: Mapping[str, bytes]) -> list[Step]:
+    """The completed steps, in order."""
+    facts = {int(field): from_json(data) for field, data in stored.items() if field.isdigit()}
+    return [
+        Step(number, item["name"], moment(item["at_ms"]), float(item["duration_s"]))
+        for number, item in sorted(facts.items())
+    ]
+
+
+def _restored(data: bytes, returns: Any) -> Any:
+    return from_json(data) if returns is None else TypeAdapter(returns).validate_json(data)
