@@ -130,6 +130,10 @@ def _print_task(task: View) -> None:
             "error": f"{error['type']}: {error['message']}" if error else None,
         }
     )
+    if task["steps"]:
+        print("steps")
+        for step in task["steps"]:
+            print(f"  {when(step['completed_at'])}  {step['duration_s']:8.3f} s  {step['name']}")
     if task["status"] == "SUCCESS":
         print("result")
         print_json(task["result"])

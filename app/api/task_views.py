@@ -45,6 +45,7 @@ EXAMPLE: JsonDict = {
     "enqueued_at": "2026-11-21T20:15:00.120Z",
     "started_at": "2026-11-21T20:15:00.121Z",
     "finished_at": "2026-11-21T20:15:00.124Z",
+    "steps": [],
 }
 
 
@@ -58,6 +59,14 @@ class ProgressView(BaseModel):
     updated_at: AwareDatetime | None
 
 
+class StepView(BaseModel):
+    """A part of the task that has completed and will not run again."""
+
+    name: str
+    completed_at: AwareDatetime
+    duration_s: float
+
+
 class TaskErrorView(BaseModel):
     """What the last attempt died of. Some errors carry further members."""
 
@@ -69,7 +78,7 @@ class TaskErrorView(BaseModel):
 
 
 class TaskView(BaseModel):
-    """A task. Times are RFC 3339 in UTC. Lists leave `result` out."""
+    """A task. Times are RFC 3339 in UTC. Lists leave `result` and `steps` out."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
@@ -95,6 +104,7 @@ class TaskView(BaseModel):
     enqueued_at: AwareDatetime
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
+    steps: list[StepView] = Field([], description="Completed steps, in order; left out of lists.")
 
 
 class TaskList(BaseModel):
@@ -105,7 +115,7 @@ class TaskList(BaseModel):
 
 
 def task_view(record: TaskRecord) -> dict[str, Any]:
-    """A task as `TaskView` describes it, without its result."""
+    """A task as `TaskView` describes it, without its result and its steps."""
     return {
         "task_id": record.task_id,
         "task": record.task,
@@ -132,8 +142,11 @@ def task_view(record: TaskRecord) -> dict[str, Any]:
 
 
 def task_json(record: TaskRecord) -> bytes:
-    """A task with its result, as JSON."""
-    return json_bytes({**task_view(record), "result": record.result})
+    """A task with its result and its steps, as JSON."""
+    steps = [
+        {"name": step.name, "completed_at": step.completed_at, "duration_s": step.duration_s} for step in record.steps
+    ]
+    return json_bytes({**task_view(record), "result": record.result, "steps": steps})
 
 
 def error_view(error: ErrorInfo) -> dict[str, Any]:

@@ -92,6 +92,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A completed step. `number` counts from 0; `duration_s` is that of the run whose result was stored."""
+
+    number: int
+    name: str
+    completed_at: datetime
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRecord:
     """A task as it stands in Redis. Times are aware and in UTC; `result` is only there when it was asked for."""
 
@@ -117,6 +127,7 @@ class TaskRecord:
     finished_at: datetime | None
     result: Any = None
     has_result: bool = False
+    steps: tuple[Step, ...] = ()
 
     @property
     def next_attempt_at(self) -> datetime | None:
@@ -176,6 +187,15 @@ def record_of(task_id: str, fields: dict[str, str]) -> TaskRecord:
         due_at=moment(fields["due_at"]) if "due_at" in fields else None,
         started_at=moment(fields["started_at"]) if "started_at" in fields else None,
         finished_at=moment(fields["finished_at"]) if "finished_at" in fields else None,
+    )
+
+
+def steps_of(fields: dict[str, str]) -> tuple[Step, ...]:
+    """Completed steps, in order, from the facts under their numbers; other fields are left alone."""
+    facts = {int(field): from_json(data) for field, data in fields.items() if field.isdigit()}
+    return tuple(
+        Step(number, item["name"], moment(item["at_ms"]), float(item["duration_s"]))
+        for number, item in sorted(facts.items())
     )
 
 

@@ -20,7 +20,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine import stock, wire
 from app.engine.batch import Batcher
-from app.engine.job import Status, TaskRecord, fields_of, moment, new_task_id, record_of
+from app.engine.job import Status, TaskRecord, fields_of, moment, new_task_id, record_of, steps_of
 from app.engine.registry import Catalogue, TaskSpec
 from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, QueueFull, TooLarge, UnknownTask
 from app.store import keys
@@ -134,9 +134,9 @@ class TaskQueue:
 
     async def get(self, task_id: str, *, user_id: str | None, with_result: bool = False) -> TaskRecord:
         """Read a task. Raises `NotFound`."""
-        fields, result, payload, score, queue = await self._scripts.read_task(task_id, with_result=with_result)
+        fields, result, payload, score, queue, steps = await self._scripts.read_task(task_id, with_result=with_result)
         if fields:
-            record = record_of(task_id, fields_of(fields))
+            record = replace(record_of(task_id, fields_of(fields)), steps=steps_of(fields_of(steps)))
             if result and not score and not record.status.is_finished:
                 record = await self._settle_stock(record, result)
         elif result:

@@ -26,14 +26,11 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from app.engine.job import moment
 from app.errors import InvalidInput, InvalidResult, LeaseLost, StepOrderChanged, TooLarge
 from app.store.scripts import StepRecord
 
@@ -42,16 +39,6 @@ T = TypeVar("T")
 MAX_STEPS = 1_000
 MAX_STEP_BYTES = 1024 * 1024
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A completed step. `number` counts from 0; `duration_s` is that of the run whose result was stored."""
-
-    number: int
-    name: str
-    completed_at: datetime
-    duration_s: float
 
 
 class StepStore(Protocol):
@@ -136,15 +123,6 @@ def result_json(name: str, value: Any, returns: Any) -> bytes:
     if len(data) > MAX_STEP_BYTES:
         raise TooLarge(f"step {name!r}: a result of {len(data)} bytes exceeds the bound of {MAX_STEP_BYTES} bytes")
     return data
-
-
-def steps_of(stored: Mapping[str, bytes]) -> list[Step]:
-    """The completed steps, in order."""
-    facts = {int(field): from_json(data) for field, data in stored.items() if field.isdigit()}
-    return [
-        Step(number, item["name"], moment(item["at_ms"]), float(item["duration_s"]))
-        for number, item in sorted(facts.items())
-    ]
 
 
 def _restored(data: bytes, returns: Any) -> Any:

@@ -266,10 +266,10 @@ class Scripts:
             rest += more
         return list(states)
 
-    async def read_task(self, task_id: str, *, with_result: bool) -> tuple[Fields, bytes, bytes, bytes, bytes]:
-        """A task's record, result, payload, score and queue; empty where there is none."""
-        record, result, payload, score, queue = await self._run("read_task", [task_id, int(with_result)])
-        return record, result, payload, score, queue
+    async def read_task(self, task_id: str, *, with_result: bool) -> tuple[Fields, bytes, bytes, bytes, bytes, Fields]:
+        """A task's record, result, payload, score, queue and, with the result, steps; empty where there is none."""
+        record, result, payload, score, queue, steps = await self._run("read_task", [task_id, int(with_result)])
+        return record, result, payload, score, queue, steps
 
     async def settle_stock(
         self,

@@ -8,13 +8,13 @@ import pytest
 from pydantic_core import from_json
 
 from app.api.task_views import EXAMPLE, TaskView, json_bytes, poll_interval_ms, task_json, task_view
-from app.engine.job import ErrorInfo, Progress, Status, TaskRecord
+from app.engine.job import ErrorInfo, Progress, Status, Step, TaskRecord
 
 NOW = datetime(2026, 11, 21, 20, 15, tzinfo=UTC)
 
 
 def record(status: Status = Status.STARTED, **fields: object) -> TaskRecord:
-    empty = dict.fromkeys(TaskRecord.__dataclass_fields__)
+    empty = dict.fromkeys(TaskRecord.__dataclass_fields__) | {"steps": ()}
     known = {
         "task_id": "t",
         "task": "a.b",
@@ -47,7 +47,7 @@ FULL = record(
 @pytest.mark.parametrize("one", [record(), FULL, record(Status.RETRY, due_at=NOW)], ids=["bare", "full", "retry"])
 def test_a_view_has_the_members_of_its_model(one: TaskRecord) -> None:
     sent = from_json(task_json(one))
-    assert list(sent) == [*task_view(one), "result"]
+    assert list(sent) == [*task_view(one), "result", "steps"]
     assert set(sent) == set(TaskView.model_fields)
     assert from_json(TaskView.model_validate(sent).model_dump_json()) == sent
     for name in ("enqueued_at", "started_at", "finished_at", "next_attempt_at"):
@@ -91,3 +91,9 @@ def test_numbers_that_json_cannot_hold_are_null() -> None:
 )
 def test_the_poll_interval_grows_with_age(one: TaskRecord, age_s: float, expected_ms: int) -> None:
     assert poll_interval_ms(one, NOW + timedelta(seconds=age_s)) == expected_ms
+
+
+def test_completed_steps_are_shown_with_their_times() -> None:
+    view = from_json(task_json(record(steps=(Step(0, "fetch", NOW, 0.25),))))
+    assert view["steps"] == [{"name": "fetch", "completed_at": "2026-11-21T20:15:00Z", "duration_s": 0.25}]
+    TaskView.model_validate(view)

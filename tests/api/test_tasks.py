@@ -77,6 +77,7 @@ async def test_a_task_is_accepted_with_its_place_and_as_it_stands(api: Api) -> N
     assert answer.headers["location"] == f"/api/tasks/{view['task_id']}"
     assert TaskView.model_validate(view).model_dump() == {
         **dict.fromkeys(TaskView.model_fields),
+        "steps": [],
         "task_id": view["task_id"],
         "task": "test.double",
         "queue": "default",

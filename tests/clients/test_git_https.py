@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -310,7 +311,7 @@ async def test_a_worker_killed_in_the_middle_of_a_clone_does_not_stop_the_next_o
         "import asyncio; from pathlib import Path; from app.clients.git import GitClient\n"
         f"asyncio.run(GitClient(Path({str(tmp_path / 'mirrors')!r})).clone({url!r}, Path({str(tmp_path / 'a')!r})))"
     )
-    worker = await asyncio.create_subprocess_exec("python", "-c", program)
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
     await held.reached()
     worker.kill()
     await worker.wait()

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 
 from app.store import keys
-from app.store.connection import connect
+from app.store.connection import CONNECTION_ERRORS, connect
 from app.store.embedded import EmbeddedServer
 from app.store.scripts import Scripts
 from tests.simulated import DAY_MS, Held, again, claim, end_of, event_of, lapse, new_task, server_ms
@@ -250,6 +250,16 @@ class Machine(RuleBasedStateMachine):
         if dice == 5:
             self.server.kill()
             self.server.start()
+            self.run(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        # Pooled connections learn of their end when the loop comes to it; until then a command may still meet one.
+        while True:
+            try:
+                await self.redis.ping()
+            except CONNECTION_ERRORS:
+                continue
+            return
 
     @rule(forget=st.booleans())
     def sweep(self, forget: bool) -> None:

@@ -2,8 +2,8 @@
 --
 -- KEYS: none
 -- ARGV: id, with_result (1 or 0)
--- returns: {record fields, result or '', payload or '', score or '', queue found or ''}; an empty record and no payload and
---   no result: no such task
+-- returns: {record fields, result or '', payload or '', score or '', queue found or '', steps}; an empty record and no
+--   payload and no result: no such task; steps are, with the result only, numbers and facts (JSON) of the completed ones
 local id = ARGV[1]
 local record = redis.call('HGETALL', K.task .. id)
 local fields = {}
@@ -22,4 +22,14 @@ if not fields.status then
 elseif stock then
   score = redis.call('ZSCORE', queue_key(queue), id) or ''
 end
-return { record, result, payload, score, queue }
+local steps = {}
+if ARGV[2] == '1' and fields.steps then
+  -- Not the results of the steps, which may be large.
+  for _, field in ipairs(redis.call('HKEYS', K.steps .. id)) do
+    if string.match(field, '^%d+$') then
+      steps[#steps + 1] = field
+      steps[#steps + 1] = redis.call('HGET', K.steps .. id, field)
+    end
+  end
+end
+return { record, result, payload, score, queue, steps }
