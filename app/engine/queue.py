@@ -211,6 +211,14 @@ class TaskQueue:
             return wire.decode_payload(payload or result).params(spec.param_names)
         raise NotFound(f"the parameters of task {task_id} are not kept any more")
 
+    async def settle_stock_ends(self, bound: int) -> int:
+        """Look at up to `bound` tasks, going on from call to call, and end the records of those that stock workers
+        finished; how many there were."""
+        ids = await self._scripts.find_stock_ends(bound)
+        for task_id in ids:
+            await self.get(task_id.decode(), user_id=None)
+        return len(ids)
+
     async def _settle_stock(self, record: TaskRecord, result: bytes) -> TaskRecord:
         finished = stock.finished_record(record.task_id, record.queue, result)
         error = finished.error.to_json() if finished.error else b""

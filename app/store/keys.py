@@ -29,6 +29,7 @@ id.
 | `ns:paused` | set | paused queues |
 | `ns:queues` | set | queues that ever held a task |
 | `ns:workers`, `ns:worker:<id>` | zset, string | heartbeats |
+| `ns:stock-scan` | string | how far retention has looked for tasks that stock workers finished |
 | `ns:ticket:<digest>` | string | a single-use WebSocket ticket |
 """
 
@@ -68,6 +69,7 @@ PREFIXES: Final[dict[str, str]] = {
     "workers": "ns:workers",
     "worker": "ns:worker:",
     "ticket": "ns:ticket:",
+    "stock_scan": "ns:stock-scan",
 }
 
 ABORT: Final = PREFIXES["abort"]

@@ -287,6 +287,11 @@ class Scripts:
         args: list[Arg] = [task_id, status, error, finished_ms, attempt, ttl_ms, event_type, event]
         return bool(await self._run("settle_stock", args))
 
+    async def find_stock_ends(self, bound: int) -> list[bytes]:
+        """Some tasks that stock workers finished and whose records do not know of it."""
+        ids: list[bytes] = await self._run("find_stock_ends", [bound])
+        return ids
+
     async def list_tasks(
         self, index: str, cursor: str, limit: int, wanted: Iterable[tuple[str, str]]
     ) -> tuple[str, list[tuple[bytes, Fields]]]:

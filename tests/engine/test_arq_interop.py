@@ -310,3 +310,18 @@ async def test_a_stock_and_our_worker_on_one_queue_run_each_task_once(engine: En
         for n, accepted in enumerate(made):
             assert await result_of(job_of(stock, accepted.task_id)) == n + 10
     assert sorted(starts) == sorted(accepted.task_id for accepted in made)
+
+
+async def test_retention_sees_what_stock_workers_finished_though_nobody_reads_it(
+    engine: Engine, stock: ArqRedis
+) -> None:
+    submissions = [Submission("test.add", {"first": 1, "second": number}) for number in range(5)]
+    accepted = await engine.tasks.enqueue_many(submissions, user_id="ada")
+    await drain(stock, add)
+    before = await engine.tasks.page(Filter(status=Status.SUCCESS), user_id="ada")
+    found = [await engine.tasks.settle_stock_ends(2) for _ in range(3)]
+    after = await engine.tasks.page(Filter(status=Status.SUCCESS), user_id="ada")
+    assert before.items == []
+    assert found == [2, 2, 1]
+    assert {record.task_id for record in after.items} == {item.task_id for item in accepted}
+    assert await engine.tasks.settle_stock_ends(2) == 0
