@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-
-from app.errors import InvalidInput
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 MIN_AGE_S = 2 * 3600.0
@@ -25,10 +24,12 @@ class Workspaces:
         self._root = root.absolute()
 
     async def fresh(self, name: str) -> Path:
-        """The path of an absent workspace; what an earlier attempt left there is removed. Raises `InvalidInput`."""
-        if not NAME.fullmatch(name):
-            raise InvalidInput(f"workspace {name[:80]!r}: expected letters, digits, '_', '.' or '-', 128 at most")
-        path = self._root / name
+        """The path of an absent workspace for a task; what an earlier attempt left there is removed.
+
+        It is called like the task's id, or, where that is no plain name (those of arq clients may be anything), like
+        the id's digest.
+        """
+        path = self._root / (name if NAME.fullmatch(name) else hashlib.sha256(name.encode()).hexdigest())
         await asyncio.to_thread(self._clear, path)
         return path
 
