@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_json
 
 from app.engine.policy import Limits, RetryPolicy, limits
 from app.errors import SettingsError, UnknownTask
@@ -174,7 +175,12 @@ class Catalogue:
 
 def _check_schemas(spec: TaskSpec) -> None:
     try:
-        spec.params.model_json_schema()
+        schema = to_json(spec.params.model_json_schema())
         spec.result.json_schema()
     except Exception as error:
         raise SettingsError(f"task {spec.name!r}: no JSON schema can be made of its types: {error}") from error
+    if b'"format":"password"' in schema:
+        # A SecretStr would be stored as asterisks, and what it holds must not be stored.
+        raise SettingsError(
+            f"task {spec.name!r}: a parameter is a secret; parameters are stored and shown, expected the name of one"
+        )

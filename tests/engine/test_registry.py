@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
 from app.engine.context import TaskContext
 from app.engine.policy import RetryPolicy
@@ -138,3 +138,15 @@ def test_a_catalogue_is_checked_when_it_is_made() -> None:
         Catalogue([good], ["default"])
     with pytest.raises(SettingsError, match="no JSON schema"):
         Catalogue([task("test.no_schema")(no_schema)], ["default"])
+
+
+class WithSecret(BaseModel):
+    password: SecretStr
+
+
+async def with_secret(ctx: TaskContext, params: WithSecret) -> None: ...
+
+
+def test_a_secret_cannot_be_a_parameter() -> None:
+    with pytest.raises(SettingsError, match="a parameter is a secret"):
+        Catalogue([task("test.with_secret")(with_secret)], ["default"])
