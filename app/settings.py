@@ -92,8 +92,6 @@ class Settings(BaseSettings):
     llm_model: str | None = None
     llm_timeout_s: float = Field(120.0, gt=0)
     """Longest silence of the model: until its first byte, and between two chunks."""
-    llm_requests_per_minute: int | None = Field(None, ge=1)
-    llm_tokens_per_minute: int | None = Field(None, ge=1)
     llm_concurrency: int = Field(1_000, ge=1)
     """Model calls open at once in a process."""
     embedding_base_url: str | None = None

@@ -44,6 +44,8 @@ from app.clients.git_workspace import (
 )
 from app.errors import GitFailed, InvalidInput, RefNotFound, RemoteTimeout, SettingsError, UnsafeUrl
 from app.settings import Settings
+from app.telemetry.measure import measured
+from app.telemetry.metrics import GIT_OPERATION_DURATION_S, GIT_OPERATIONS
 
 __all__ = [
     "ABSENT",
@@ -284,13 +286,14 @@ class GitClient:
     @asynccontextmanager
     async def _within(self, what: str, timeout_s: float | None) -> AsyncIterator[None]:
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        try:
-            async with asyncio.timeout(limit_s) as scope:
-                yield
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise RemoteTimeout(f"git {what}: not done within {limit_s:g} s") from error
+        with measured(GIT_OPERATIONS, GIT_OPERATION_DURATION_S, what.partition(" ")[0]):
+            try:
+                async with asyncio.timeout(limit_s) as scope:
+                    yield
+            except TimeoutError as error:
+                if not scope.expired():
+                    raise
+                raise RemoteTimeout(f"git {what}: not done within {limit_s:g} s") from error
 
 
 async def _check_out(mirror: Mirror, into: Path) -> str:

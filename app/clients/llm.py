@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from typing import Unpack, cast
 
 from pydantic import SecretStr
@@ -46,6 +46,8 @@ from app.clients.offline import OFFLINE_MODEL, OfflineModel
 from app.clients.sources import Source, Statement, render_sources
 from app.errors import ClientError, InvalidModelOutput, NotConfigured, RemoteStatus, SettingsError
 from app.settings import Settings
+from app.telemetry.measure import measured
+from app.telemetry.metrics import LLM_CALL_DURATION_S, LLM_CALLS, LLM_TOKENS
 
 __all__ = [
     "OFFLINE_MODEL",
@@ -97,15 +99,16 @@ class RemoteModel:
         """
         ask = self._ask(messages, options)
         assembler = StreamAssembler(ask)
-        async with AsyncExitStack() as stack:
-            events = await self._open_stream(stack, ask, options)
-            async for data in events:
-                if delta := assembler.feed(data):
-                    yield delta
-                if assembler.done:
-                    break
-            await _drain(events)
-        completion = assembler.finish()
+        with self._measured(ask):
+            async with AsyncExitStack() as stack:
+                events = await self._open_stream(stack, ask, options)
+                async for data in events:
+                    if delta := assembler.feed(data):
+                        yield delta
+                    if assembler.done:
+                        break
+                await _drain(events)
+            completion = self._counted(ask, assembler.finish())
         for call in completion.tool_calls:
             yield call
         yield completion
@@ -156,14 +159,27 @@ class RemoteModel:
         self, messages: Sequence[Message], options: ToolOptions, schema: tuple[str, JsonObject] | None = None
     ) -> Completion:
         ask = self._ask(messages, options)
-        while True:
-            body = chat_body(ask, options, self._dialect(ask.model), schema=schema)
-            try:
-                data = await self._endpoint.post(_CHAT, body)
-            except RemoteStatus as refusal:
-                self._learn(ask.model, body, refusal)
-            else:
-                return completion_of(parse_reply(WireChat, data, ask.peer), ask)
+        with self._measured(ask):
+            while True:
+                body = chat_body(ask, options, self._dialect(ask.model), schema=schema)
+                try:
+                    data = await self._endpoint.post(_CHAT, body)
+                except RemoteStatus as refusal:
+                    self._learn(ask.model, body, refusal)
+                else:
+                    return self._counted(ask, completion_of(parse_reply(WireChat, data, ask.peer), ask))
+
+    def _measured(self, ask: Ask) -> AbstractContextManager[None]:
+        return measured(LLM_CALLS, LLM_CALL_DURATION_S, self._label(ask))
+
+    def _counted(self, ask: Ask, completion: Completion) -> Completion:
+        LLM_TOKENS.labels(self._label(ask), "prompt").inc(completion.usage.prompt_tokens)
+        LLM_TOKENS.labels(self._label(ask), "completion").inc(completion.usage.completion_tokens)
+        return completion
+
+    def _label(self, ask: Ask) -> str:
+        # Callers may name any model; each would be a time series for ever.
+        return ask.model if ask.model == self._model else "other"
 
     async def _open_stream(self, stack: AsyncExitStack, ask: Ask, options: ToolOptions) -> AsyncGenerator[str, None]:
         while True:

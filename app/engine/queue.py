@@ -26,6 +26,7 @@ from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, QueueFull, T
 from app.store import keys
 from app.store.connection import CONNECTION_ERRORS
 from app.store.scripts import MAX_PRIORITY, NewTask, Scripts
+from app.telemetry import metrics
 
 MAX_BATCH = 1_000
 MAX_PARAMS_BYTES = 1024 * 1024
@@ -130,6 +131,9 @@ class TaskQueue:
         if reply[0] != b"ok":
             raise _refusal(reply)
         at = moment(reply[1]) if reply[1] else None
+        for item, (_, created) in zip(group, reply[2:], strict=True):
+            if created:
+                metrics.TASKS_ENQUEUED.labels(item.queue, item.task).inc()
         return [Accepted(made.decode(), bool(created), at if created else None) for made, created in reply[2:]]
 
     async def get(self, task_id: str, *, user_id: str | None, with_result: bool = False) -> TaskRecord:

@@ -1,7 +1,7 @@
 """Logging, correlation ids, and every metric's declaration.
 
 `logs` sets the log up, `records` writes it, `context` says what a record is about, `redaction` keeps secrets out,
-`metrics` declares the metrics and `tallies` makes the hot ones cheap.
+`metrics` declares the metrics, `tallies` makes the hot ones cheap, `measure` counts and times calls outside.
 """
 
 from __future__ import annotations

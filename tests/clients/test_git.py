@@ -25,6 +25,7 @@ from app.errors import (
     UnsafeUrl,
 )
 from app.settings import Settings
+from app.telemetry.metrics import REGISTRY
 from tests.fakes.repositories import commit_files, git, make_bare, make_checkout
 
 FIRST, SECOND = 1_700_000_000, 1_700_003_600
@@ -451,3 +452,15 @@ def test_the_settings_describe_the_client(tmp_path: Path) -> None:
 
 def test_the_public_names() -> None:
     assert all(hasattr(client_module, name) for name in client_module.__all__)
+
+
+async def test_operations_are_counted(client: GitClient, source: Path, tmp_path: Path) -> None:
+    def count(outcome: str) -> float:
+        labels = {"operation": "clone", "outcome": outcome}
+        return REGISTRY.get_sample_value("nightshift_git_operations_total", labels) or 0.0
+
+    before = count("ok"), count("RepositoryNotFound")
+    await client.clone(str(source), tmp_path / "a")
+    with pytest.raises(RepositoryNotFound):
+        await client.clone(str(tmp_path / "nowhere"), tmp_path / "b")
+    assert (count("ok"), count("RepositoryNotFound")) == (before[0] + 1, before[1] + 1)

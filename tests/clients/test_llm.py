@@ -28,6 +28,7 @@ from app.errors import (
     SettingsError,
 )
 from app.settings import Settings
+from app.telemetry.metrics import REGISTRY
 from tests.clients.llm_support import QUESTION, UNSET, collect, model_of, settings_for
 from tests.fakes.model_server import ModelServer, Raw, Refuse, Reply, Silence
 
@@ -311,3 +312,24 @@ async def test_every_error_of_a_call_is_a_client_error(server: ModelServer, mode
     for _ in range(4):
         with pytest.raises(ClientError):
             await model.complete(QUESTION)
+
+
+async def test_calls_and_tokens_are_counted_and_a_model_that_a_caller_names_is_other(
+    server: ModelServer, model: Model
+) -> None:
+    def count(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(f"nightshift_llm_{name}_total", labels) or 0.0
+
+    def counts() -> list[float]:
+        return [
+            count("calls", model="fake-model", outcome="ok"),
+            count("calls", model="other", outcome="RemoteStatus"),
+            count("tokens", model="fake-model", kind="prompt"),
+        ]
+
+    before = counts()
+    server.script(Reply("a", usage=(20, 4)), Refuse(500))
+    await model.complete(QUESTION)
+    with pytest.raises(RemoteStatus):
+        await model.complete(QUESTION, model="theirs")
+    assert [now - then for now, then in zip(counts(), before, strict=True)] == [1, 1, 20]
