@@ -24,7 +24,7 @@ from app.api import (
     workers,
 )
 from app.api.auth import make_authenticator
-from app.api.dead_letters import DeadLetterItem, DeadLetterView
+from app.api.dead_letter_views import BulkDiscardView, BulkReplayView, DeadLetterItem, DeadLetterView
 from app.api.examples import describe_examples
 from app.api.jobs import JobView
 from app.api.lifecycle import Shutdown
@@ -55,7 +55,7 @@ ROUTERS = (
     health.router,
     dashboard.router,
 )
-WITH_NULLS = (TaskView, DeadLetterItem, DeadLetterView, JobView)
+WITH_NULLS = (TaskView, DeadLetterItem, DeadLetterView, BulkReplayView, BulkDiscardView, JobView)
 """Models whose examples show nulls."""
 DESCRIPTION = """Post tasks, and follow them while workers run them.
 

@@ -40,7 +40,7 @@ FOREIGN = {
 
 ENGINE_ORDER = (
     {"job", "policy"},
-    {"registry"},
+    {"registry", "letters"},
     {"queue", "events"},
     {"leases", "limits", "steps", "waits", "flows", "dead_letters", "schedules"},
     {"attempt"},

@@ -23,6 +23,10 @@ def _rfc_3339(value: Any) -> Any:
     return value
 
 
+Instant = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
+"""A time with its offset, in the form of RFC 3339 only."""
+
+
 class TaskRequest(BaseModel):
     """A task to run."""
 
@@ -32,7 +36,7 @@ class TaskRequest(BaseModel):
     params: dict[str, Any] = Field(default_factory=dict, description="As the task's own schema wants them.")
     project_id: Label | None = None
     delay_s: float = Field(0.0, ge=0, le=MAX_DELAY_S, strict=True, description="Seconds to wait before it runs.")
-    run_at: Annotated[AwareDatetime, BeforeValidator(_rfc_3339)] | None = Field(
+    run_at: Instant | None = Field(
         None, description="When to run it, with the offset, within ten years; not together with `delay_s`."
     )
     priority: StrictInt = Field(0, ge=0, le=HIGHEST_PRIORITY, description="A higher one overtakes in the same queue.")

@@ -6,7 +6,7 @@ polled far too often to be validated a second time. A test holds the two togethe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic.config import JsonDict
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from app.engine.job import ErrorInfo, Progress, Status, TaskRecord
+from app.engine.job import ErrorInfo, Progress, Status, Step, TaskRecord
 
 _SHORTEST_POLL_MS = 250
 _LONGEST_POLL_MS = 10_000
@@ -143,10 +143,12 @@ def task_view(record: TaskRecord) -> dict[str, Any]:
 
 def task_json(record: TaskRecord) -> bytes:
     """A task with its result and its steps, as JSON."""
-    steps = [
-        {"name": step.name, "completed_at": step.completed_at, "duration_s": step.duration_s} for step in record.steps
-    ]
-    return json_bytes({**task_view(record), "result": record.result, "steps": steps})
+    return json_bytes({**task_view(record), "result": record.result, "steps": step_views(record.steps)})
+
+
+def step_views(steps: Iterable[Step]) -> list[dict[str, Any]]:
+    """Completed steps, as `StepView` describes them."""
+    return [{"name": step.name, "completed_at": step.completed_at, "duration_s": step.duration_s} for step in steps]
 
 
 def error_view(error: ErrorInfo) -> dict[str, Any]:

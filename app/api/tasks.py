@@ -93,7 +93,8 @@ class NoResult(Gone):
         return {"error": self.error}
 
 
-def _accepted(description: str) -> dict[str, Any]:
+def accepted_response(description: str) -> dict[str, Any]:
+    """OpenAPI of an answer that names a new task."""
     return {"description": description, "headers": LOCATION}
 
 
@@ -103,8 +104,8 @@ def _accepted(description: str) -> dict[str, Any]:
     summary="Post a task",
     response_model=TaskView,
     responses={
-        202: _accepted("The task is stored and will run."),
-        200: {**_accepted("The task that this idempotency key made before."), "model": TaskView},
+        202: accepted_response("The task is stored and will run."),
+        200: {**accepted_response("The task that this idempotency key made before."), "model": TaskView},
         **problem_responses(404, 409, 410, 413, 422),
     },
 )
@@ -125,7 +126,7 @@ async def post_task(
     else:
         spec = engine.catalogue[item.task].spec
         record = record_of_new(accepted, item, spec, user_id=caller.user_id, correlation_id=correlation_id)
-    return _task_answer(record, 202 if accepted.created else 200)
+    return task_answer(record, 202 if accepted.created else 200)
 
 
 @router.post(
@@ -224,10 +225,13 @@ async def cancel_task(task_id: TaskId, caller: Caller, engine: EngineDep) -> Res
     status_code=202,
     summary="Run a finished task again",
     response_model=TaskView,
-    responses={202: _accepted("The new task."), **problem_responses(404, 409, 413, 422)},
+    responses={202: accepted_response("The new task."), **problem_responses(404, 409, 413, 422)},
 )
 async def retry_task(task_id: TaskId, caller: Caller, engine: EngineDep, body: RetryRequest | None = None) -> Response:
     """Make a new task of the same owner with the same or other parameters; its `retry_of` names the old one.
+
+    It runs from its beginning, whatever the old one has done. To go on behind the finished steps of one that failed for
+    good, replay its dead letter (`POST /api/dead-letters/{id}/replay`).
 
     Problems: 409 while the old one is unfinished; those of posting a task.
     """
@@ -237,7 +241,7 @@ async def retry_task(task_id: TaskId, caller: Caller, engine: EngineDep, body: R
         params=body.params if body else None,
         correlation_id=current_correlation_id(),
     )
-    return _task_answer(await engine.tasks.get(accepted.task_id, user_id=owner_of(caller)), 202)
+    return task_answer(await engine.tasks.get(accepted.task_id, user_id=owner_of(caller)), 202)
 
 
 async def _made_before(engine: Engine, task_id: str, user_id: str) -> TaskRecord:
@@ -247,7 +251,8 @@ async def _made_before(engine: Engine, task_id: str, user_id: str) -> TaskRecord
         raise Gone(f"task {task_id}, which was made under this idempotency key, is not kept any more") from None
 
 
-def _task_answer(record: TaskRecord, status_code: int) -> Response:
+def task_answer(record: TaskRecord, status_code: int) -> Response:
+    """A task that was made, with where it can be read."""
     headers = {"location": f"{router.prefix}/{record.task_id}"}
     return Response(task_json(record), status_code, headers, "application/json")
 

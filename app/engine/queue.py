@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -21,6 +21,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from app.engine import stock, wire
 from app.engine.batch import Batcher
 from app.engine.job import Status, TaskRecord, fields_of, moment, new_task_id, record_of, steps_of
+from app.engine.letters import no_letter
 from app.engine.registry import Catalogue, TaskSpec
 from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, QueueFull, TooLarge, UnknownTask
 from app.store import keys
@@ -62,6 +63,8 @@ class Submission:
     retry_of: str | None = None
     parent_token: int | None = None
     """Lease token of the attempt that starts this task as a child."""
+    replay: Literal["continue", "afresh"] | None = None
+    """The dead letter of `retry_of` becomes this task, with its completed steps or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +260,7 @@ class TaskQueue:
     def _prepare(self, item: Submission, user_id: str, correlation_id: str | None, at: str) -> NewTask:
         try:
             spec = self.catalogue[item.task].spec
-            params = _validated(spec, item.params)
+            params = validated(spec, item.params)
             _check(item)
         except (InvalidInput, TooLarge, UnknownTask) as error:
             error.move(at)
@@ -289,10 +292,13 @@ def _new_task(item: Submission, spec: TaskSpec, params: bytes, user_id: str, cor
         fingerprint=_fingerprint(item, spec, params) if item.idempotency_key else "",
         extra=to_json(extra),
         parent_token=item.parent_token,
+        letter=(item.replay and item.retry_of) or "",
+        takes_steps=item.replay == "continue",
     )
 
 
-def _validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
+def validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
+    """The JSON of a task's parameters. Raises `InvalidInput` or `TooLarge`, with a pointer."""
     if not isinstance(params, spec.params):
         try:
             params = spec.params.model_validate(params)
@@ -360,6 +366,8 @@ def _refusal(reply: list[Any]) -> Exception:
         return QueueFull(f"queue {value!r} is full; nothing was enqueued", retry_after_s=QUEUE_FULL_RETRY_S)
     if kind == b"conflict":
         return Conflict(f"idempotency key {value!r} was used for another request")
+    if kind == b"replayed":
+        return no_letter(value, reply[2].decode())
     if kind == b"stale":
         return LeaseLost(f"another attempt owns task {value}; this one starts no more children")
     return Conflict(f"task {value} is cancelled and starts no more children")

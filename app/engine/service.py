@@ -51,7 +51,7 @@ class Engine:
         self.events = EventLog(self.scripts)
         self.hub = EventHub(redis, self.events)
         self.queues = Queues(self.scripts, lanes)
-        self.dead_letters = DeadLetters(self.scripts)
+        self.dead_letters = DeadLetters(self.scripts, self.tasks)
         self.tickets = Tickets(redis)
 
     async def workers(self) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ id.
 | `ns:tasks`, `ns:tasks:<index>` | zset | ids by time of enqueue, as `<ms>:<id>`, all scores 0 |
 | `ns:finished` | zset | finished ids; score: when to forget them (Unix ms) |
 | `ns:dead`, `ns:dead:<user>` | zset | ids of dead letters, as `<ms>:<id>`, all scores 0 |
-| `ns:dead-letter:<id>` | hash | a dead letter |
+| `ns:dead-letter:<id>` | hash | a dead letter; once replayed, `user_id` and `replayed_as` |
 | `ns:idempotency:<user>:<key>` | string | `<fingerprint> <id>` of the task made under the key |
 | `ns:sleepers:<queue>` | zset | workers with room that wait for the queue; score: since when |
 | `ns:wake:<worker>` | list | what a worker should look at: queue names, `!<id>` for a cancelled task |

@@ -65,6 +65,10 @@ class NewTask:
     fingerprint: str
     extra: bytes
     parent_token: int | None
+    letter: str = ""
+    """The dead letter that the task replays; '' for none."""
+    takes_steps: bool = False
+    """Whether the letter's completed steps become the task's."""
 
     def args(self) -> tuple[Arg, ...]:
         """The flat form of the script."""
@@ -72,7 +76,7 @@ class NewTask:
             *(self.id, self.task, self.queue, self.payload, "" if self.at_ms is None else self.at_ms, self.delay_ms),
             *(self.priority, self.user_id, self.project_id, self.parent_id, self.root_id, self.tags),
             *(self.idempotency_key, self.fingerprint, self.extra),
-            "" if self.parent_token is None else self.parent_token,
+            *("" if self.parent_token is None else self.parent_token, self.letter, int(self.takes_steps)),
         )
 
 
@@ -300,11 +304,25 @@ class Scripts:
         return reply[0].decode(), [(row[0], row[1]) for row in reply[1:]]
 
     async def list_dead_letters(
-        self, index: str, cursor: str, limit: int, wanted: Iterable[tuple[str, str]]
+        self, index: str, behind: str, end: str, limit: int, wanted: Iterable[tuple[str, str]]
     ) -> tuple[str, list[tuple[bytes, Fields]]]:
-        """A page of dead letters, newest first: the next cursor ('' at the end), and ids with their fields."""
-        reply = await self._run("list_dead_letters", [index, cursor, limit, SCAN_BOUND, *chain.from_iterable(wanted)])
+        """A page of dead letters, newest first: the next cursor ('' at the end), and ids with their fields.
+
+        `behind` and `end` bound the entries of the index that are looked at; '' leaves that side open.
+        """
+        args: list[Arg] = [index, behind, end, limit, SCAN_BOUND, *chain.from_iterable(wanted)]
+        reply = await self._run("list_dead_letters", args)
         return reply[0].decode(), [(row[0], row[1]) for row in reply[1:]]
+
+    async def read_dead_letter(self, task_id: str) -> tuple[Fields, Fields]:
+        """Fields of a dead letter, or of what is left of a replayed one, and the facts of its steps; see the script."""
+        fields, steps = await self._run("read_dead_letter", [task_id])
+        return fields, steps
+
+    async def discard_dead_letters(self, task_ids: Sequence[str]) -> list[int]:
+        """Take dead letters away. 1 for each that was there, else 0."""
+        replies: list[int] = await self._run("discard_dead_letters", list(task_ids))
+        return replies
 
     async def heartbeat(self, worker: str, record: bytes, ttl_ms: int) -> list[bytes]:
         """Note that `worker` lives. Returns ids that arq clients want aborted."""

@@ -185,6 +185,9 @@ async def test_a_batch_that_does_not_fit_into_the_queue_is_refused_whole(api: Ap
         "/api/dead-letters?limit=201",
         "/api/dead-letters?cursor=%5B",
         "/api/dead-letters?project=x",
+        "/api/dead-letters?failed_after=yesterday",
+        "/api/dead-letters?failed_before=1700000000",
+        "/api/dead-letters?tag=a%0Ab",
         "/api/tasks/x?wait=31",
         "/api/tasks/x?wait=-1",
         "/api/tasks/x?wait=nan",
@@ -218,3 +221,26 @@ async def test_all_that_is_wrong_with_params_is_said_at_its_place(api: Api) -> N
     assert answer.status_code == 422
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/params/n", "/params/m~0~1"]
     assert answer.json()["detail"].endswith("(and 1 more)")
+
+
+@pytest.mark.parametrize("action", ["replay", "discard"])
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/all"),
+        ({"all": False}, "/all"),
+        ({"all": 1}, "/all"),
+        ({"queue": ""}, "/queue"),
+        ({"queue": None}, "/all"),
+        ({"failed_before": "2030-01-01"}, "/failed_before"),
+        ({"all": True, "limit": 101}, "/limit"),
+        ({"all": True, "limit": 0}, "/limit"),
+        ({"all": True, "cursor": "x"}, "/cursor"),
+        ({"al": True}, "/al"),
+        ([], ""),
+    ],
+    ids=str,
+)
+async def test_what_is_meant_in_bulk_must_be_said(api: Api, action: str, body: Any, pointer: str) -> None:
+    answer = await api.root.post(f"/api/dead-letters/{action}", json=body)
+    assert (answer.status_code, answer.json()["pointer"]) == (422, pointer)

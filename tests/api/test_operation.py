@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
-from app.api.dead_letters import DeadLetterList, DeadLetterView
+from app.api.dead_letter_views import DeadLetterList, DeadLetterView
 from app.api.jobs import JobView
 from app.api.queues import QueueList
 from app.api.task_types import TaskTypeList

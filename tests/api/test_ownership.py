@@ -42,6 +42,10 @@ async def api(redis_url: str) -> AsyncIterator[Api]:
 @pytest.fixture
 async def adas(api: Api) -> str:
     """A task of ada that is finished and a dead letter too."""
+    return await broken_of_ada(api)
+
+
+async def broken_of_ada(api: Api) -> str:
     answer = await api.ada.post("/api/tasks", json={"task": "test.broken", "project_id": "apollo", "tags": ["mine"]})
     async with api.engine.worker():
         await finished(api.engine, answer.json()["task_id"])
@@ -81,10 +85,10 @@ async def test_a_task_of_another_user_is_like_one_that_does_not_exist(
     assert of_another.status_code == of_nobody.status_code == 404
     assert anonymous(of_another, adas) == anonymous(of_nobody, missing)
     assert await everything(api.engine.redis) == before
-    # The route would have found it.
-    for client in (api.ada, api.root):
+    # The route would have found it; each its own, since some take away what they find.
+    for client, task_id in ((api.ada, adas), (api.root, await broken_of_ada(api))):
         if not operation.is_stream:
-            assert (await call(client, operation, task_id=adas)).status_code != 404
+            assert (await call(client, operation, task_id=task_id)).status_code != 404
 
 
 def anonymous(answer: httpx.Response, task_id: str) -> tuple[str, list[str]]:
@@ -107,10 +111,31 @@ async def test_a_list_holds_the_callers_own(api: Api, adas: str, path: str, quer
         assert len((await client.get(path + query)).json()["items"]) == count
 
 
-@pytest.mark.parametrize("query", ["project_id=apollo", "tag=mine", "status=FAILURE"])
-async def test_a_filter_finds_nothing_of_another_user(api: Api, adas: str, query: str) -> None:
-    assert (await api.ada.get(f"/api/tasks?{query}")).json()["items"] != []
-    assert (await api.bob.get(f"/api/tasks?{query}")).json()["items"] == []
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("tasks", "project_id=apollo"),
+        ("tasks", "tag=mine"),
+        ("tasks", "status=FAILURE"),
+        ("dead-letters", "project_id=apollo"),
+        ("dead-letters", "tag=mine"),
+        ("dead-letters", "error_type=PermanentError"),
+        ("dead-letters", "failed_after=2001-01-01T00:00:00Z"),
+    ],
+)
+async def test_a_filter_finds_nothing_of_another_user(api: Api, adas: str, path: str, query: str) -> None:
+    assert (await api.ada.get(f"/api/{path}?{query}")).json()["items"] != []
+    assert (await api.bob.get(f"/api/{path}?{query}")).json()["items"] == []
+
+
+@pytest.mark.parametrize("action", ["replay", "discard"])
+async def test_in_bulk_nobody_reaches_what_is_not_theirs(api: Api, adas: str, action: str) -> None:
+    before = await everything(api.engine.redis)
+    answer = await api.bob.post(f"/api/dead-letters/{action}", json={"all": True})
+    assert (answer.status_code, adas in answer.text) == (200, False)
+    assert await everything(api.engine.redis) == before
+    assert (await api.root.post(f"/api/dead-letters/{action}", json={"all": True})).status_code == 200
+    assert await everything(api.engine.redis) != before
 
 
 async def test_a_cursor_of_another_users_list_leads_into_the_own_one(api: Api, adas: str) -> None:

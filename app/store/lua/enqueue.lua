@@ -4,13 +4,15 @@
 -- requests that are ready at once share one call this way.
 --
 -- KEYS: none
--- ARGV: max_depth, then for each group: number of tasks, then for each task 16 values:
+-- ARGV: max_depth, then for each group: number of tasks, then for each task 18 values:
 --   id, task, queue, payload, at (Unix ms, or '' for now), delay_ms, priority, user, project, parent, root, tags
 --   (joined by a newline), idempotency key, fingerprint of the request, extra fields (flat JSON array of names and values),
---   lease token of the parent's attempt that starts the task ('' where no attempt does)
+--   lease token of the parent's attempt that starts the task ('' where no attempt does), id of the dead letter that the
+--   task replays (or ''), 1 where it takes over the letter's steps else 0
 -- returns: for each group {'ok', time (Unix ms; 0 where this call repeats one that was carried out), {id, 0 or 1 (created)} ...},
---   {'full', queue}, {'conflict', idempotency key}, {'cancelled', parent} or {'stale', parent}
-local FIELDS = 16
+--   {'full', queue}, {'conflict', idempotency key}, {'cancelled', parent}, {'stale', parent} or {'replayed', letter, id of the
+--   task that it became ('' where nobody knows of such a letter)}
+local FIELDS = 18
 local time = now()
 local max_depth = tonumber(ARGV[1])
 
@@ -29,6 +31,13 @@ local function refuse_child(parent, token)
   if state[1] or state[2] == 'CANCELLED' then return { 'cancelled', parent } end
 end
 
+-- Why a dead letter cannot be replayed: another task has done so, or it was discarded.
+local function refuse_letter(letter)
+  if not is_buried(letter) then
+    return { 'replayed', letter, redis.call('HGET', K.dead_letter .. letter, 'replayed_as') or '' }
+  end
+end
+
 -- Looks at one task of a group. Returns an error reply, or the id of the task that its key already made. Ids are new, so a
 -- task that exists is one that this call made when it was carried out before, and its reply was lost.
 local function check(at)
@@ -42,6 +51,7 @@ local function check(at)
     end
   end
   if redis.call('EXISTS', K.task .. id, K.job .. id, K.result .. id) > 0 then return nil, id end
+  if ARGV[at + 16] ~= '' then return refuse_letter(ARGV[at + 16]) end
   if parent ~= '' then return refuse_child(parent, ARGV[at + 15]) end
 end
 
@@ -107,11 +117,41 @@ local function write_schedule(at, id, due, ready)
   end
 end
 
+-- Completed steps of a dead letter become those of a new task. What a wait has begun and not ended is left behind.
+local function take_steps(letter, id)
+  local from, to, stored, kept = K.steps .. letter, K.steps .. id, {}, 0
+  if redis.call('EXISTS', from) == 0 then return end
+  -- While the old record lives, it shows its steps.
+  redis.call(redis.call('EXISTS', K.task .. letter) == 1 and 'COPY' or 'RENAME', from, to)
+  local fields = redis.call('HKEYS', to)
+  for _, field in ipairs(fields) do stored[field] = true end
+  for _, field in ipairs(fields) do
+    local number = string.match(field, '^%d+$') or string.match(field, '^result:(%d+)$')
+    if not (number and stored[number] and stored['result:' .. number]) then
+      redis.call('HDEL', to, field)
+    elseif number == field then
+      kept = kept + 1
+    end
+  end
+  if kept > 0 then redis.call('HSET', K.task .. id, 'steps', kept) end
+end
+
+-- The dead letter becomes the task: it leaves the list, and for as long as an idempotency key lives its key says where to.
+local function replay(letter, id, takes_steps)
+  local key = K.dead_letter .. letter
+  local fields = redis.call('HMGET', key, 'failed_at', 'user_id')
+  if takes_steps then take_steps(letter, id) end
+  unbury(fields[1] .. ':' .. letter)
+  redis.call('HSET', key, 'user_id', fields[2], 'replayed_as', id)
+  redis.call('PEXPIRE', key, L.idempotency_ttl_ms)
+end
+
 local function write(at, ready)
   local id, user, key = ARGV[at], ARGV[at + 7], ARGV[at + 12]
   local due = tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
   write_record(at, id, due)
   redis.call('SET', K.job .. id, ARGV[at + 3])
+  if ARGV[at + 16] ~= '' then replay(ARGV[at + 16], id, ARGV[at + 17] == '1') end
   write_indices(at, id)
   write_schedule(at, id, due, ready)
   depth[ARGV[at + 2]] = depth_of(ARGV[at + 2]) + 1

@@ -11,7 +11,12 @@ local finished, dead = {}, {}
 
 local function bury(id, queue, user, error, traceback)
   local key = K.dead_letter .. id
-  local names = { 'task', 'project_id', 'tags', 'enqueued_at', 'attempt', 'correlation_id', 'history', 'root_id', 'parent_id' }
+  -- A stock client may use an id again, whose letter gives way.
+  local before = redis.call('HGET', key, 'failed_at')
+  if before then unbury(before .. ':' .. id) end
+  redis.call('DEL', key)
+  local names = { 'task', 'project_id', 'tags', 'enqueued_at', 'attempt', 'correlation_id', 'history', 'root_id', 'parent_id',
+    'priority' }
   local fields = { 'queue', queue, 'user_id', user, 'error', error, 'traceback', traceback, 'failed_at', time, 'payload',
     redis.call('GET', K.job .. id) or '' }
   for index, value in ipairs(redis.call('HMGET', K.task .. id, unpack(names))) do

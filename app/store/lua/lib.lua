@@ -3,7 +3,8 @@
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
 -- returns: nothing; defines now, iso, pair, queue_key, ready_score, channels_of, later, later_delete, flush, emit, publish,
---   wake, settle, remember, forget, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
+--   wake, settle, remember, step_facts, is_buried, unbury, forget, adopt, cancel_unstarted. A script ends with flush and publish where it
+--   uses what notes or emits.
 
 -- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
 local function now()
@@ -158,7 +159,38 @@ local function remember(key, attempt, error, time)
     .. '{"attempt":' .. attempt .. ',"at":"' .. iso(time) .. '","error":' .. error .. '}')
 end
 
--- Takes a finished task's record away, with its events and every index entry of it. Payload and result stay.
+-- Numbers and facts of a task's completed steps, flat. Not their results, which may be large.
+local function step_facts(id)
+  local steps = {}
+  for _, field in ipairs(redis.call('HKEYS', K.steps .. id)) do
+    if string.match(field, '^%d+$') then
+      steps[#steps + 1] = field
+      steps[#steps + 1] = redis.call('HGET', K.steps .. id, field)
+    end
+  end
+  return steps
+end
+
+-- Whether a dead letter is there. Its key alone does not say so: where it was replayed, it keeps for a while by which task.
+local function is_buried(id)
+  return redis.call('HEXISTS', K.dead_letter .. id, 'failed_at') == 1
+end
+
+-- Takes a dead letter away; `member` is its entry in the indices. A task's steps live as long as its record or its letter.
+local function unbury(member)
+  local id = string.sub(member, string.find(member, ':', 1, true) + 1)
+  redis.call('ZREM', K.dead, member)
+  if is_buried(id) then
+    local letter = redis.call('HMGET', K.dead_letter .. id, 'user_id', 'queue')
+    redis.call('ZREM', K.dead .. ':' .. letter[1], member)
+    redis.call('HINCRBY', K.counts .. letter[2], 'dead', -1)
+    redis.call('DEL', K.dead_letter .. id)
+  end
+  if redis.call('EXISTS', K.task .. id) == 0 then redis.call('DEL', K.steps .. id) end
+end
+
+-- Takes a finished task's record away, with its events and every index entry of it. Payload and result stay, and the steps
+-- where a dead letter may yet be replayed.
 local function forget(id)
   local record = redis.call('HMGET', K.task .. id, 'user_id', 'project_id', 'tags', 'enqueued_at', 'parent_id')
   local user, project, parent = record[1], record[2], record[5]
@@ -172,7 +204,8 @@ local function forget(id)
     end
     if parent then redis.call('SREM', K.children .. parent, id) end
   end
-  redis.call('DEL', K.task .. id, K.children .. id, K.steps .. id, K.events .. 'task:' .. id)
+  redis.call('DEL', K.task .. id, K.children .. id, K.events .. 'task:' .. id)
+  if not is_buried(id) then redis.call('DEL', K.steps .. id) end
   redis.call('ZREM', K.finished, id)
 end
 
@@ -182,6 +215,8 @@ local function adopt(id, queue, payload, time)
   if not decoded or type(job) ~= 'table' then job = {} end
   local enqueued_at = math.floor(tonumber(job.et) or time)
   if not (enqueued_at >= 0 and enqueued_at <= time) then enqueued_at = time end
+  -- The client may use an id again whose dead letter is still kept; the steps of that task are not this one's.
+  redis.call('DEL', K.steps .. id)
   redis.call('HSET', K.task .. id, 'status', 'PENDING', 'task', type(job.f) == 'string' and job.f or '?', 'queue', queue,
     'user_id', 'arq', 'enqueued_at', enqueued_at, 'attempt', redis.call('GET', K.retry .. id) or 0)
   local member = string.format('%.0f', enqueued_at) .. ':' .. id

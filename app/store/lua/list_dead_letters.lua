@@ -2,13 +2,23 @@
 -- still have a next one.
 --
 -- KEYS: none
--- ARGV: index key, cursor (member to start behind, or ''), limit, bound, then pairs: field, wanted value
+-- ARGV: index key, member to start behind ('' for the newest), member to end at ('' for the oldest), limit, bound, then pairs:
+--   field, wanted value; a field is one of the letter's, or `tag`, or `error_type`
 -- returns: {next cursor or '', {id, fields} ...}
-local index, cursor, limit, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local index, limit, bound = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
+local from = ARGV[2] == '' and '+' or '(' .. ARGV[2]
+local to = ARGV[3] == '' and '-' or '[' .. ARGV[3]
 
 local function matches(fields)
-  for at = 5, #ARGV, 2 do
-    if fields[ARGV[at]] ~= ARGV[at + 1] then return false end
+  for at = 6, #ARGV, 2 do
+    local name, wanted = ARGV[at], ARGV[at + 1]
+    if name == 'tag' then
+      if not string.find('\n' .. (fields.tags or '') .. '\n', '\n' .. wanted .. '\n', 1, true) then return false end
+    elseif name == 'error_type' then
+      if cjson.decode(fields.error).type ~= wanted then return false end
+    elseif fields[name] ~= wanted then
+      return false
+    end
   end
   return true
 end
@@ -18,8 +28,7 @@ local LISTED = { 'task', 'queue', 'user_id', 'project_id', 'correlation_id', 'ta
   'failed_at' }
 
 local reply = { '' }
-local from = cursor == '' and '+' or '(' .. cursor
-local members = redis.call('ZREVRANGEBYLEX', index, from, '-', 'LIMIT', 0, bound)
+local members = redis.call('ZREVRANGEBYLEX', index, from, to, 'LIMIT', 0, bound)
 for _, member in ipairs(members) do
   local id = string.sub(member, string.find(member, ':', 1, true) + 1)
   local values = redis.call('HMGET', K.dead_letter .. id, unpack(LISTED))

@@ -22,14 +22,5 @@ if not fields.status then
 elseif stock then
   score = redis.call('ZSCORE', queue_key(queue), id) or ''
 end
-local steps = {}
-if ARGV[2] == '1' and fields.steps then
-  -- Not the results of the steps, which may be large.
-  for _, field in ipairs(redis.call('HKEYS', K.steps .. id)) do
-    if string.match(field, '^%d+$') then
-      steps[#steps + 1] = field
-      steps[#steps + 1] = redis.call('HGET', K.steps .. id, field)
-    end
-  end
-end
+local steps = ARGV[2] == '1' and fields.steps and step_facts(id) or {}
 return { record, result, payload, score, queue, steps }

@@ -6,17 +6,6 @@
 local limit, dead_ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = now()
 
-local function forget_dead(member)
-  local id = string.sub(member, string.find(member, ':', 1, true) + 1)
-  local record = redis.call('HMGET', K.dead_letter .. id, 'user_id', 'queue')
-  if record[1] then
-    redis.call('ZREM', K.dead .. ':' .. record[1], member)
-    redis.call('HINCRBY', K.counts .. record[2], 'dead', -1)
-  end
-  redis.call('DEL', K.dead_letter .. id)
-  redis.call('ZREM', K.dead, member)
-end
-
 local finished = redis.call('ZRANGEBYSCORE', K.finished, '-inf', time, 'LIMIT', 0, limit)
 for _, id in ipairs(finished) do
   forget(id)
@@ -25,5 +14,5 @@ end
 -- Members begin with the time of death, so those that died before the horizon are a prefix.
 local horizon = string.format('%.0f', math.max(0, time - dead_ttl))
 local dead = redis.call('ZRANGEBYLEX', K.dead, '-', '(' .. horizon, 'LIMIT', 0, limit)
-for _, member in ipairs(dead) do forget_dead(member) end
+for _, member in ipairs(dead) do unbury(member) end
 return { #finished, #dead }
