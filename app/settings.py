@@ -7,6 +7,7 @@ module is the only one that looks at the environment.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
 
+MIN_WEIGHT, MAX_WEIGHT = 0.01, 1_000
+"""Of a user; among others that weigh 1, more would be none at all or all there is."""
+MAX_WEIGHTS = 1_000
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 AuthMode = Literal["keys", "jwt", "off"]
@@ -71,6 +75,8 @@ class Settings(BaseSettings):
     idempotency_ttl_s: float = Field(86_400.0, ge=1.0)
     queue_max_depth: int = Field(100_000, ge=1)
     """Unfinished tasks a queue holds before an enqueue is answered with 503."""
+    user_weights: Annotated[tuple[tuple[str, float], ...], NoDecode] = ()
+    """`ada=4,bob=0.5`: how many turns in a queue a user has to one of the others, 0.01 to 1000; up to 1,000 users."""
     unknown_task_ttl_s: float = Field(600.0, ge=0.0)
     """How long a task whose name no worker knows waits for one that does."""
     timezone: str = "UTC"
@@ -124,6 +130,27 @@ class Settings(BaseSettings):
             tuple(_parse_lane(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
         )
 
+    @field_validator("user_weights", mode="before")
+    @classmethod
+    def _parse_weights(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(_parse_weight(part) for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("user_weights")
+    @classmethod
+    def _check_weights(cls, value: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+        if len(value) > MAX_WEIGHTS:
+            raise ValueError(f"{len(value)} users: expected at most {MAX_WEIGHTS}")
+        if twice := [user for user, count in Counter(user for user, _ in value).items() if count > 1]:
+            raise ValueError(f"{twice[0]}: expected one weight")
+        for user, weight in value:
+            if user == "arq":
+                raise ValueError("expected no weight for arq: tasks of stock clients weigh 1")
+            if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+                raise ValueError(f"{user}={weight:g}: expected a weight of {MIN_WEIGHT} to {MAX_WEIGHT}")
+        return value
+
     @field_validator("allowed_origins", mode="before")
     @classmethod
     def _parse_origins(cls, value: object) -> object:
@@ -167,6 +194,17 @@ def _parse_lane(part: str) -> tuple[str, int | None]:
     if not name or (count and not (count.isdigit() and int(count) >= 1)):
         raise ValueError("expected name or name:concurrency, separated by commas, such as agent:4,git:8")
     return name, int(count) if count else None
+
+
+def _parse_weight(part: str) -> tuple[str, float]:
+    user, _, weight = part.strip().rpartition("=")
+    wanted = f"{part.strip()!r}: expected user=weight, separated by commas, such as ada=4,bob=0.5"
+    if not user:
+        raise ValueError(wanted)
+    try:
+        return user, float(weight)
+    except ValueError:
+        raise ValueError(wanted) from None
 
 
 def load_settings(**overrides: object) -> Settings:

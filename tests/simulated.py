@@ -47,6 +47,7 @@ def new_task(task_id: str, **changes: Any) -> NewTask:
         "fingerprint": "",
         "extra": b"",
         "parent_token": None,
+        "cost": 1.0,
     }
     return NewTask(id=task_id, **values | changes)
 

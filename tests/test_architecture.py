@@ -39,7 +39,7 @@ FOREIGN = {
 """Libraries that a room must not know."""
 
 ENGINE_ORDER = (
-    {"job", "policy"},
+    {"job", "policy", "fairness"},
     {"registry", "letters"},
     {"queue", "events"},
     {"leases", "limits", "steps", "waits", "flows", "dead_letters", "schedules"},

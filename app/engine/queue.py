@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine import stock, wire
 from app.engine.batch import Batcher
+from app.engine.fairness import costs_of
 from app.engine.job import Status, TaskRecord, fields_of, moment, new_task_id, record_of, steps_of
 from app.engine.letters import no_letter
 from app.engine.registry import Catalogue, TaskSpec
@@ -102,11 +103,20 @@ class Page:
 class TaskQueue:
     """Enqueue, read, list and cancel tasks."""
 
-    def __init__(self, scripts: Scripts, catalogue: Catalogue, *, max_depth: int, result_ttl_s: float) -> None:
+    def __init__(
+        self,
+        scripts: Scripts,
+        catalogue: Catalogue,
+        *,
+        max_depth: int,
+        result_ttl_s: float,
+        weights: Mapping[str, float],
+    ) -> None:
         self.catalogue = catalogue
         self._scripts = scripts
         self._max_depth = max_depth
         self._ttl_ms = int(result_ttl_s * 1000)
+        self._costs = costs_of(weights)
         self._groups: Batcher[Sequence[NewTask], list[Any]] = Batcher(
             self._commit, weigh=lambda group: sum(TASK_WEIGHT_BYTES + len(item.payload) for item in group)
         )
@@ -145,7 +155,7 @@ class TaskQueue:
         if fields:
             record = replace(record_of(task_id, fields_of(fields)), steps=steps_of(fields_of(steps)))
             if result and not score and not record.status.is_finished:
-                record = await self._settle_stock(record, result)
+                record = await stock.settle(self._scripts, record, result, self._ttl_ms)
         elif result:
             record = stock.finished_record(task_id, queue.decode(), result)
         elif payload:
@@ -226,28 +236,6 @@ class TaskQueue:
             await self.get(task_id.decode(), user_id=None)
         return len(ids)
 
-    async def _settle_stock(self, record: TaskRecord, result: bytes) -> TaskRecord:
-        finished = stock.finished_record(record.task_id, record.queue, result)
-        error = finished.error.to_json() if finished.error else b""
-        await self._scripts.settle_stock(
-            record.task_id,
-            status=finished.status,
-            error=error,
-            finished_ms=int(finished.finished_at.timestamp() * 1000) if finished.finished_at else 0,
-            attempt=finished.attempt,
-            ttl_ms=self._ttl_ms,
-            event_type=stock.EVENTS[finished.status],
-            event=to_json({"error": from_json(error)} if error else {"result": None, "result_bytes": len(result)}),
-        )
-        return replace(
-            record,
-            status=finished.status,
-            error=finished.error,
-            attempt=finished.attempt,
-            started_at=finished.started_at,
-            finished_at=finished.finished_at,
-        )
-
     async def _commit(self, groups: Sequence[Sequence[NewTask]]) -> list[list[Any]]:
         for pause_s in RECONNECT_PAUSES_S:
             try:
@@ -265,10 +253,12 @@ class TaskQueue:
         except (InvalidInput, TooLarge, UnknownTask) as error:
             error.move(at)
             raise
-        return _new_task(item, spec, params, user_id, correlation_id)
+        return _new_task(item, spec, params, user_id, correlation_id, cost=self._costs.get(user_id, 1.0))
 
 
-def _new_task(item: Submission, spec: TaskSpec, params: bytes, user_id: str, correlation_id: str | None) -> NewTask:
+def _new_task(
+    item: Submission, spec: TaskSpec, params: bytes, user_id: str, correlation_id: str | None, *, cost: float
+) -> NewTask:
     task_id = new_task_id()
     extra = ["max_attempts", spec.retry.max_attempts]
     if correlation_id:
@@ -294,6 +284,7 @@ def _new_task(item: Submission, spec: TaskSpec, params: bytes, user_id: str, cor
         parent_token=item.parent_token,
         letter=(item.replay and item.retry_of) or "",
         takes_steps=item.replay == "continue",
+        cost=cost,
     )
 
 

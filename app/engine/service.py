@@ -46,7 +46,11 @@ class Engine:
         self.lanes = lanes
         self.scripts = Scripts(redis, idempotency_ttl_s=settings.idempotency_ttl_s)
         self.tasks = TaskQueue(
-            self.scripts, catalogue, max_depth=settings.queue_max_depth, result_ttl_s=settings.result_ttl_s
+            self.scripts,
+            catalogue,
+            max_depth=settings.queue_max_depth,
+            result_ttl_s=settings.result_ttl_s,
+            weights=dict(settings.user_weights),
         )
         self.events = EventLog(self.scripts)
         self.hub = EventHub(redis, self.events)

@@ -6,7 +6,8 @@ id.
 
 | key | type | holds |
 |---|---|---|
-| `arq:queue`, `arq:queue:<queue>` | zset | unfinished tasks of a queue; score: when to look at it next (Unix ms) |
+| `arq:queue`, `arq:queue:<queue>` | zset | unfinished tasks of a queue; score: when to look at it next (Unix ms), or of
+a ready one its place (below any time) |
 | `arq:job:<id>` | string | the payload |
 | `arq:in-progress:<id>` | string | the fencing token of the lease; expires with it |
 | `arq:retry:<id>` | string | how many attempts have begun |
@@ -24,7 +25,8 @@ id.
 | `ns:sleepers:<queue>` | zset | workers with room that wait for the queue; score: since when |
 | `ns:wake:<worker>` | list | what a worker should look at: queue names, `!<id>` for a cancelled task |
 | `ns:woken:<worker>` | list | the message that has just woken a worker |
-| `ns:promote:<queue>` | zset | delayed tasks with a priority; score: when it takes effect |
+| `ns:fair:<queue>` | zset | places in a queue with ready tasks: `<priority>`: that of the last task taken; \
+`<priority>n<user>`, `<priority>a<user>`: that of the user's next new task, and of the next that has begun before |
 | `ns:counts:<queue>` | hash | `running`, `waiting`, `dead`, and `finished:<minute>` |
 | `ns:paused` | set | paused queues |
 | `ns:queues` | set | queues that ever held a task |
@@ -62,7 +64,7 @@ PREFIXES: Final[dict[str, str]] = {
     "sleepers": "ns:sleepers:",
     "wake": "ns:wake:",
     "woken": "ns:woken:",
-    "promote": "ns:promote:",
+    "fair": "ns:fair:",
     "counts": "ns:counts:",
     "paused": "ns:paused",
     "queues": "ns:queues",

@@ -22,8 +22,15 @@ from app.store.keys import PREFIXES
 
 LUA_DIR = Path(__file__).parent / "lua"
 
-PRIORITY_MS = 2**40
-"""What one step of priority is worth in a score: 34 years, longer than any backlog is old, and exact in a double."""
+BAND = 2**38
+"""Numbers in the band of a priority, among the scores of ready tasks; a score of at least this is a time (from 1978
+on).
+
+A double holds the scores of all bands in steps of `COST_STEP`, exactly, and a band is full when so many tasks have
+passed through a queue that was never empty: at 10,000 a second after ten months.
+"""
+COST_STEP = 2**-10
+"""What the cost of a task is a multiple of."""
 MAX_PRIORITY = 9
 SLEEPER_MS = 5_000
 """A sleeper that has not renewed its place for so long is dead. Workers renew once a second."""
@@ -69,6 +76,8 @@ class NewTask:
     """The dead letter that the task replays; '' for none."""
     takes_steps: bool = False
     """Whether the letter's completed steps become the task's."""
+    cost: float = 1.0
+    """What the task moves its user's next one back: 1 / the user's weight, a multiple of `COST_STEP`."""
 
     def args(self) -> tuple[Arg, ...]:
         """The flat form of the script."""
@@ -77,6 +86,7 @@ class NewTask:
             *(self.priority, self.user_id, self.project_id, self.parent_id, self.root_id, self.tags),
             *(self.idempotency_key, self.fingerprint, self.extra),
             *("" if self.parent_token is None else self.parent_token, self.letter, int(self.takes_steps)),
+            "" if self.cost == 1 else self.cost,
         )
 
 
@@ -163,7 +173,8 @@ class StepRecord:
 def head(idempotency_ttl_s: float) -> str:
     """What stands before every script: prefixes, limits and the shared functions."""
     limits = {
-        "priority_ms": PRIORITY_MS,
+        "band": BAND,
+        "cost_step": COST_STEP,
         "priority_max": MAX_PRIORITY,
         "sleeper_ms": SLEEPER_MS,
         "channel_length": CHANNEL_LENGTH,

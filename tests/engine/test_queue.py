@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from app.engine import wire
 from app.engine.context import TaskContext
 from app.engine.job import Status
 from app.engine.policy import RetryPolicy
@@ -100,10 +101,7 @@ async def make_due(redis: Redis, *task_ids: str, queue: str = "default") -> None
     """Let delayed tasks come due, in the given order."""
     now = await server_ms(redis)
     for at, task_id in enumerate(task_ids):
-        due = now - len(task_ids) + at
-        await redis.zadd(keys.queue(queue), {task_id: due})
-        if await redis.zscore(keys.PREFIXES["promote"] + queue, task_id) is not None:
-            await redis.zadd(keys.PREFIXES["promote"] + queue, {task_id: due})
+        await redis.zadd(keys.queue(queue), {task_id: now - len(task_ids) + at})
 
 
 async def all_keys(redis: Redis) -> set[str]:
@@ -395,7 +393,6 @@ async def test_a_queued_and_a_delayed_task_are_cancelled_at_once(engine: Engine,
         record = await engine.tasks.cancel(accepted.task_id, user_id="ada")
         assert (record.status, record.next_attempt_at) == (Status.CANCELLED, None)
     assert await redis.zcard(keys.queue("default")) == 0
-    assert await redis.zcard(keys.PREFIXES["promote"] + "default") == 0
     assert await order_of(engine) == []
 
 
@@ -550,11 +547,40 @@ async def test_the_age_of_a_backlog_is_that_of_its_oldest_task_whatever_its_prio
     assert (await engine.queues.get("default")).oldest_ready_age_s is None
     await add(engine)
     old = await add(engine, priority=9)
-    score = await redis.zscore(keys.queue("default"), old.task_id)
-    await redis.zadd(keys.queue("default"), {old.task_id: score - 3_600_000})
+    hour_ago = await server_ms(redis) - 3_600_000
+    await redis.hset(keys.task(old.task_id), "enqueued_at", hour_ago)
     age_s = (await engine.queues.get("default")).oldest_ready_age_s
     assert age_s is not None
     assert 3_600 <= age_s < 3_660
+
+
+async def test_what_has_come_due_is_as_old_as_its_time(engine: Engine, redis: Redis) -> None:
+    """Not as its enqueue, and the same before and after a claim that gave it its place."""
+    late = await add(engine, delay_s=60)
+    await redis.hset(keys.task(late.task_id), "enqueued_at", 1)
+    due = await server_ms(redis) - 600_000
+    await redis.hset(keys.task(late.task_id), "due_at", due)
+    await redis.zadd(keys.queue("default"), {late.task_id: due})
+    before = (await engine.queues.get("default")).oldest_ready_age_s
+    await add(engine, priority=9)
+    assert len(await claim(engine.scripts, want=1)) == 1
+    after = (await engine.queues.get("default")).oldest_ready_age_s
+    assert before is not None
+    assert after is not None
+    assert 600 <= before <= after < 660
+    assert (await engine.queues.get("default")).ready == 1
+
+
+async def test_a_task_of_a_stock_client_is_as_old_as_its_enqueue(engine: Engine, redis: Redis) -> None:
+    now = await server_ms(redis)
+    data = {"t": None, "f": "test.work", "a": [], "k": {"n": 1, "text": '"et":1}'}, "et": now - 600_000}
+    await redis.set(keys.job("stock"), wire.serializer(data))
+    await redis.zadd(keys.queue("default"), {"stock": now - 600_000})
+    await add(engine, priority=9)
+    assert len(await claim(engine.scripts, want=1)) == 1
+    age_s = (await engine.queues.get("default")).oldest_ready_age_s
+    assert age_s is not None
+    assert 600 <= age_s < 660
 
 
 async def test_a_paused_queue_starts_nothing_until_it_is_resumed(redis_url: str) -> None:

@@ -15,7 +15,7 @@ from app.engine import wire
 from app.store import keys
 from app.store.connection import connect_sync
 from app.store.embedded import EmbeddedServer
-from app.store.scripts import MAX_PRIORITY, Scripts, head
+from app.store.scripts import Scripts, head
 from tests.simulated import DAY_MS, again, claim, end_of, event_of, lapse, new_task, put, server_ms
 
 
@@ -67,22 +67,6 @@ def test_lua_and_python_join_two_names_alike(lua: SyncRedis, first: str, second:
 @settings(max_examples=300)
 def test_no_other_two_names_give_the_same_text(a: str, b: str, c: str, d: str) -> None:
     assert (keys.pair(a, b) == keys.pair(c, d)) == ((a, b) == (c, d))
-
-
-@given(st.lists(st.tuples(st.integers(0, MAX_PRIORITY), st.integers(0, 10**10)), min_size=2))
-@settings(max_examples=50, deadline=None)
-def test_ready_scores_sort_by_priority_and_then_by_time(lua: SyncRedis, rows: list[tuple[int, int]]) -> None:
-    """Also where a backlog is years old, and without losing a millisecond to a double."""
-    now = 1_763_000_000_000
-    arguments = [value for priority, age in rows for value in (now - age, priority)]
-    script = """local scores = {}
-        for at = 1, #ARGV, 2 do
-            scores[#scores + 1] = string.format('%.17g', ready_score(tonumber(ARGV[at]), ARGV[at + 1]))
-        end
-        return scores"""
-    scores = [float(score) for score in lua.eval(head(1.0) + script, 0, *arguments)]
-    expected = sorted(range(len(rows)), key=lambda at: (-rows[at][0], -rows[at][1]))
-    assert sorted(range(len(rows)), key=lambda at: scores[at]) == expected
 
 
 # Claiming.
@@ -252,10 +236,7 @@ async def test_a_task_cancelled_while_its_attempt_ended_does_not_wait_out_its_ba
 
 async def test_a_delayed_task_with_a_priority_overtakes_when_it_is_due(redis: Redis, scripts: Scripts) -> None:
     await put(scripts, new_task("late", priority=5, delay_ms=3_600_000), new_task("now"))
-    assert await redis.zscore(keys.PREFIXES["promote"] + "default", "late") > 0
-    past = await server_ms(redis) - 1
-    await redis.zadd(keys.queue("default"), {"late": past})
-    await redis.zadd(keys.PREFIXES["promote"] + "default", {"late": past})
+    await redis.zadd(keys.queue("default"), {"late": await server_ms(redis) - 1})
     assert [held.id for held in await claim(scripts, want=1)] == ["late"]
 
 

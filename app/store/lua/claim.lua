@@ -21,19 +21,25 @@ local running = {}
 -- What a stock worker writes as its mark. Our own marks are tokens, which begin behind it.
 local STOCK = 1
 local ROUNDS = 20
+-- Tasks that get their place in one round: a few milliseconds of the server's time.
+local PROMOTED = 1000
+local BELOW_TIMES = string.format('(%.0f', L.band)
 local aborts = redis.call('EXISTS', K.abort) == 1
 
--- Delayed tasks with a priority get their place among the ready ones.
+-- Tasks whose time has come get their place among the ready ones: delayed ones, retries after their backoff, tasks of dead
+-- workers, tasks of stock clients. What was claimed before, and what a stock worker was seen to run, has begun. Each task
+-- passes here once, so the cost does not grow with the backlog. Returns whether more may be due.
 local function promote(queue)
-  local ids = redis.call('ZRANGEBYSCORE', K.promote .. queue, '-inf', time, 'LIMIT', 0, 100)
+  local zset = queue_key(queue)
+  local ids = redis.call('ZRANGEBYSCORE', zset, L.band, time, 'LIMIT', 0, PROMOTED)
   for _, id in ipairs(ids) do
-    local score = redis.call('ZSCORE', queue_key(queue), id)
-    local status, priority = unpack(redis.call('HMGET', K.task .. id, 'status', 'priority'))
-    if score and tonumber(score) <= time and (status == 'PENDING' or status == 'RETRY') then
-      redis.call('ZADD', queue_key(queue), ready_score(tonumber(score), priority), id)
-    end
-    redis.call('ZREM', K.promote .. queue, id)
+    local record = redis.call('HMGET', K.task .. id, 'status', 'user_id', 'priority', 'cost', 'started_at', 'due_at')
+    local is_new = not record[1] or (record[6] and not record[5])
+    local ready = is_new and ready_new or ready_again
+    later('ZADD', zset, ready(queue, record[2] or 'arq', record[3], record[4]), id)
   end
+  if #ids > 0 then flush() end
+  return #ids == PROMOTED
 end
 
 local FIELDS = { 'status', 'attempt', 'lease', 'user_id', 'project_id', 'task', 'parent_id', 'root_id', 'correlation_id',
@@ -106,27 +112,45 @@ local function take(id, queue)
   return true
 end
 
--- Takes up to `want` due tasks; those that cannot be taken make room for the ones behind them. Returns how many it took, and
--- whether no due ones are left.
+-- Takes up to `want` ready tasks; those that cannot be taken make room for the ones behind them. Returns how many it took,
+-- whether no due ones are left, and the highest score taken.
 local function take_due(queue, want)
-  local taken = 0
+  local taken, last = 0, nil
   for _ = 1, ROUNDS do
     local asked = want - taken
-    local ids = redis.call('ZRANGEBYSCORE', queue_key(queue), '-inf', time, 'LIMIT', 0, asked)
-    for _, id in ipairs(ids) do
-      if take(id, queue) then taken = taken + 1 end
+    local more = promote(queue)
+    local found = redis.call('ZRANGEBYSCORE', queue_key(queue), '-inf', BELOW_TIMES, 'WITHSCORES', 'LIMIT', 0, asked)
+    for at = 1, #found, 2 do
+      if take(found[at], queue) then
+        taken = taken + 1
+        last = math.max(last or -math.huge, tonumber(found[at + 1]))
+      end
     end
     flush()
-    if #ids < asked then return taken, true end
+    if #found < 2 * asked and not more then return taken, true, last end
     if taken == want then break end
   end
-  return taken, false
+  return taken, false, last
+end
+
+-- Notes where the queue has come to in the band of the last task taken, and forgets the lines that end before: their users
+-- are as good as new ones. The bands before it are empty. A queue without ready tasks keeps nothing. The step lets
+-- the queue move on while all its users are new ones, so that nobody's second task waits for the last of them.
+local function move_on(queue, is_empty, last)
+  local fair = K.fair .. queue
+  if is_empty then
+    redis.call('DEL', fair)
+  elseif last then
+    local head = last + L.cost_step
+    redis.call('ZADD', fair, 'GT', head, 0 - math.floor(last / L.band))
+    redis.call('ZREMRANGEBYSCORE', fair, '-inf', string.format('(%.17g', head))
+  end
 end
 
 local function look(queue, want)
   local zset, sleepers = queue_key(queue), K.sleepers .. queue
-  promote(queue)
-  local taken, dry = take_due(queue, want)
+  local taken, dry, last = take_due(queue, want)
+  move_on(queue, dry, last)
   budget = budget - taken
   if dry then
     redis.call('ZADD', sleepers, time, worker)

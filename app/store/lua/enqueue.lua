@@ -4,15 +4,16 @@
 -- requests that are ready at once share one call this way.
 --
 -- KEYS: none
--- ARGV: max_depth, then for each group: number of tasks, then for each task 18 values:
+-- ARGV: max_depth, then for each group: number of tasks, then for each task 19 values:
 --   id, task, queue, payload, at (Unix ms, or '' for now), delay_ms, priority, user, project, parent, root, tags
 --   (joined by a newline), idempotency key, fingerprint of the request, extra fields (flat JSON array of names and values),
 --   lease token of the parent's attempt that starts the task ('' where no attempt does), id of the dead letter that the
---   task replays (or ''), 1 where it takes over the letter's steps else 0
+--   task replays (or ''), 1 where it takes over the letter's steps else 0, cost
+--   ('' for 1)
 -- returns: for each group {'ok', time (Unix ms; 0 where this call repeats one that was carried out), {id, 0 or 1 (created)} ...},
 --   {'full', queue}, {'conflict', idempotency key}, {'cancelled', parent}, {'stale', parent} or {'replayed', letter, id of the
 --   task that it became ('' where nobody knows of such a letter)}
-local FIELDS = 18
+local FIELDS = 19
 local time = now()
 local max_depth = tonumber(ARGV[1])
 
@@ -56,7 +57,7 @@ local function check(at)
 end
 
 -- Positions of the optional fields of a record; an empty one, and priority 0, is not stored.
-local OPTIONAL = { [6] = 'priority', [8] = 'project_id', [9] = 'parent_id', [10] = 'root_id', [11] = 'tags' }
+local OPTIONAL = { [6] = 'priority', [8] = 'project_id', [9] = 'parent_id', [10] = 'root_id', [11] = 'tags', [18] = 'cost' }
 
 local function write_record(at, id, due)
   local fields = { 'status', 'PENDING', 'task', ARGV[at + 1], 'queue', ARGV[at + 2], 'user_id', ARGV[at + 7],
@@ -102,9 +103,9 @@ local function soonest_of(queue)
 end
 
 local function write_schedule(at, id, due, ready)
-  local queue, priority = ARGV[at + 2], ARGV[at + 6]
+  local queue = ARGV[at + 2]
   if due <= time then
-    later('ZADD', queue_key(queue), ready_score(time, priority), id)
+    later('ZADD', queue_key(queue), ready_new(queue, ARGV[at + 7], ARGV[at + 6], ARGV[at + 18]), id)
     ready[queue] = true
   else
     -- A sleeper knows when the next task is due that it saw; an earlier one must be told.
@@ -113,7 +114,6 @@ local function write_schedule(at, id, due, ready)
       ready[queue] = true
     end
     later('ZADD', queue_key(queue), due, id)
-    if priority ~= '0' then later('ZADD', K.promote .. queue, due, id) end
   end
 end
 

@@ -2,9 +2,9 @@
 --
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
--- returns: nothing; defines now, iso, pair, queue_key, ready_score, channels_of, later, later_delete, flush, emit, publish,
---   wake, settle, remember, step_facts, is_buried, unbury, forget, adopt, cancel_unstarted. A script ends with flush and publish where it
---   uses what notes or emits.
+-- returns: nothing; defines now, iso, pair, queue_key, channels_of, later, later_delete, ready_new, ready_again, flush, emit,
+--   publish, wake, settle, remember, step_facts, is_buried, unbury, forget, adopt, cancel_unstarted. A script ends with flush
+--   and publish where it uses what notes or emits.
 
 -- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
 local function now()
@@ -40,12 +40,6 @@ local function queue_key(queue)
   return K.queue .. ':' .. queue
 end
 
--- A ready task's score is the time it became due. One of a higher priority stands L.priority_ms further back, which is
--- longer than any backlog is old, so it is read first; within a priority the order stays that of time.
-local function ready_score(due, priority)
-  return due - (tonumber(priority) or 0) * L.priority_ms
-end
-
 -- The channels that a task's own events go to.
 local function channels_of(id, user, project)
   local channels = { K.events .. 'task:' .. id, K.events .. 'user:' .. user }
@@ -71,8 +65,50 @@ local function later_delete(...)
   for _, key in ipairs({ ... }) do doomed[#doomed + 1] = key end
 end
 
+-- Scores of ready tasks: start-time fair queueing (Goyal, Vin and Cheng, 1996), see engine/fairness.py. They are no times:
+-- each priority is a band of L.band numbers, band 0 from 1 to L.band and each higher one below the one before, so that all
+-- of them are due, a higher priority is read first, and none is 0, which arq's clients take for no score.
+--
+-- Within a band every user has two lines: of tasks that are new, and of those that have begun before (retries, what was
+-- handed back, what resumes), which do not wait behind the user's own new ones. K.fair keeps the score that the next task
+-- of a line gets at least, and under the number of the band alone the score of the last task taken: where nobody waits,
+-- the band goes on from there. A band that is full, which takes a queue that is not empty for months, goes on in order of ids.
+local lines = {}
+local function place(queue, line, user, priority, cost)
+  local band = tonumber(priority) or 0
+  local name, known = band .. line .. user, lines[queue]
+  if not known then
+    known = {}
+    lines[queue] = known
+  end
+  local score = known[name]
+  if not score then
+    local stored = redis.call('ZMSCORE', K.fair .. queue, band, name)
+    local head = tonumber(stored[1]) or 1 - band * L.band
+    score = math.max(head, tonumber(stored[2]) or head)
+  end
+  local top = (1 - band) * L.band - 1
+  known[name] = math.min(score + (tonumber(cost) or 1), top)
+  return math.min(score, top)
+end
+
+-- The score of a task that becomes ready and has not begun yet. `cost` is that of the record, or nothing for 1. Followed by
+-- `flush`.
+local function ready_new(queue, user, priority, cost)
+  return place(queue, 'n', user, priority, cost)
+end
+
+-- The score of a task that becomes ready and has begun before. Followed by `flush`.
+local function ready_again(queue, user, priority, cost)
+  return place(queue, 'a', user, priority, cost)
+end
+
 -- Each noted command, in pieces: Lua bounds how many arguments a call has. The bound is even, so pairs stay together.
 local function flush()
+  for queue, known in pairs(lines) do
+    for name, score in pairs(known) do later('ZADD', K.fair .. queue, score, name) end
+  end
+  lines = {}
   for _, note in pairs(noted) do
     for first = 1, #note[3], 1000 do
       redis.call(note[1], note[2], unpack(note[3], first, math.min(first + 999, #note[3])))
@@ -235,7 +271,6 @@ local function cancel_unstarted(id, queue, time, ttl)
     .. string.format('%.0f', time) .. ',"q":' .. cjson.encode(queue_key(queue)) .. ',"id":' .. cjson.encode(id) .. '}', ttl, time,
     'error', error)
   redis.call('DEL', K.retry .. id)
-  redis.call('ZREM', K.promote .. queue, id)
   if record[6] == 'WAITING' then redis.call('HINCRBY', K.counts .. queue, 'waiting', -1) end
   emit(channels_of(id, record[2], record[3]), 'task_cancelled', id, '{}')
 end

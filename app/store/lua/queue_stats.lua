@@ -2,20 +2,38 @@
 --
 -- KEYS: none
 -- ARGV: queue names
--- returns: for each queue {name, ready, delayed, running, waiting, dead, age of the oldest ready task in ms or -1,
+-- returns: for each queue {name, ready, delayed, running, waiting, dead, age of the oldest ready task in ms or -1 (see below),
 --   finished in the last minute, paused (1 or 0)}
 local time = now()
 local minute = math.floor(time / 60000)
 
--- The age of the task that is due longest. Each priority is a range of its own, oldest first.
-local function oldest_age(zset)
-  local oldest = -1
-  for priority = 0, L.priority_max do
-    local shift = priority * L.priority_ms
-    local first = redis.call('ZRANGEBYSCORE', zset, time - shift - L.priority_ms / 2, time - shift, 'WITHSCORES', 'LIMIT', 0, 1)
-    if first[1] then oldest = math.max(oldest, time - (tonumber(first[2]) + shift)) end
+-- Tasks looked at for the age, of each priority.
+local SAMPLE = 20
+local BELOW_TIMES = string.format('(%.0f', L.band)
+
+-- Since when a task is ready whose score is no time. Of a stock client's that nobody has claimed, arq's payload tells when it
+-- was enqueued, in its last field. Of one whose worker died it is not known.
+local function ready_since(id)
+  local record = redis.call('HMGET', K.task .. id, 'status', 'due_at', 'enqueued_at')
+  if not record[1] then
+    return tonumber(string.match(redis.call('GETRANGE', K.job .. id, -40, -1), '"et": ?(%d+)}$'))
+  elseif record[1] == 'PENDING' or record[1] == 'RETRY' then
+    return tonumber(record[2] or record[3])
   end
-  return oldest
+end
+
+-- The age of the task that is ready longest, of those next to be taken of each priority and of those whose time has come
+-- since the last claim. One that is older may stand further back, behind others of its user.
+local function oldest_age(zset)
+  local oldest = redis.call('ZRANGEBYSCORE', zset, L.band, time, 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  oldest = tonumber(oldest) or math.huge
+  for priority = 0, L.priority_max do
+    local top = priority == 0 and BELOW_TIMES or string.format('(%.0f', (1 - priority) * L.band)
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', zset, 0 - priority * L.band, top, 'LIMIT', 0, SAMPLE)) do
+      oldest = math.min(oldest, ready_since(id) or math.huge)
+    end
+  end
+  return oldest < math.huge and math.max(0, time - oldest) or -1
 end
 
 local function finished_per_minute(queue)

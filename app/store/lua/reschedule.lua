@@ -15,19 +15,19 @@ local function next_attempt(payload, due)
   return body .. (body == '{' and '' or ',') .. '"next_attempt_at":"' .. iso(due) .. '"}'
 end
 
-local function place(id, queue, due, priority)
+local function put_back(id, queue, due, user, priority, cost)
+  local score = due
   if due <= time then
-    redis.call('ZADD', queue_key(queue), ready_score(time, priority), id)
+    score = ready_again(queue, user, priority, cost)
     ready[queue] = true
-  else
-    redis.call('ZADD', queue_key(queue), due, id)
-    if priority then redis.call('ZADD', K.promote .. queue, due, id) end
   end
+  later('ZADD', queue_key(queue), score, id)
 end
 
 local function reschedule(at)
   local id, queue, error, key = ARGV[at], ARGV[at + 2], ARGV[at + 6], K.task .. ARGV[at]
-  local record = redis.call('HMGET', key, 'status', 'lease', 'user_id', 'project_id', 'attempt', 'priority', 'cancel')
+  local record = redis.call('HMGET', key, 'status', 'lease', 'user_id', 'project_id', 'attempt', 'priority', 'cancel',
+    'cost')
   if record[1] ~= 'STARTED' or record[2] ~= ARGV[at + 1] then return 0 end
   -- A task that was cancelled while its attempt ended must not wait out a backoff: its next claim ends it.
   local delay = record[7] and 0 or tonumber(ARGV[at + 4])
@@ -40,7 +40,7 @@ local function reschedule(at)
   redis.call('HSET', key, 'status', ARGV[at + 3], 'due_at', due, 'attempt', attempt, 'error', error)
   if ARGV[at + 9] ~= '' then redis.call('HSETNX', key, ARGV[at + 9], time) end
   redis.call('DEL', K.in_progress .. id)
-  place(id, queue, due, record[6])
+  put_back(id, queue, due, record[3], record[6], record[8])
   emit(channels_of(id, record[3], record[4]), ARGV[at + 7], id, next_attempt(ARGV[at + 8], due))
   running[queue] = (running[queue] or 0) + 1
   return 1
@@ -48,6 +48,7 @@ end
 
 local replies = {}
 for at = 1, #ARGV, FIELDS do replies[#replies + 1] = reschedule(at) end
+flush()
 publish(time)
 for queue, count in pairs(running) do redis.call('HINCRBY', K.counts .. queue, 'running', -count) end
 for queue in pairs(ready) do wake(queue, time) end

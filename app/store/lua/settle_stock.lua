@@ -13,7 +13,6 @@ if record[1] ~= 'PENDING' and record[1] ~= 'RETRY' and record[1] ~= 'STARTED' th
 if redis.call('ZSCORE', queue_key(record[2]), id) or redis.call('EXISTS', K.result .. id) == 0 then return 0 end
 redis.call('HSET', K.task .. id, 'status', ARGV[2], 'error', ARGV[3], 'finished_at', ARGV[4], 'attempt', ARGV[5])
 redis.call('ZADD', K.finished, time + tonumber(ARGV[6]), id)
-redis.call('ZREM', K.promote .. record[2], id)
 if record[1] == 'STARTED' then redis.call('HINCRBY', K.counts .. record[2], 'running', -1) end
 emit(channels_of(id, record[3], record[4]), ARGV[7], id, ARGV[8])
 publish(time)
