@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
@@ -27,6 +28,33 @@ KeyValues = Annotated[
         "key=@file takes the text of a file."
     ),
 ]
+
+OneLetter = Annotated[str | None, Parameter(help="The id of one; else filters or --all.")]
+Everything = Annotated[bool, Parameter(name="--all", negative="", help="Every one that the filters leave.")]
+Moment = Annotated[str | None, Parameter(help="A time with its offset, such as 2026-11-21T20:15:00Z.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Narrowed:
+    """What dead letters are narrowed to."""
+
+    queue: str | None = None
+    task: Annotated[str | None, Parameter(help="Only tasks of this type.")] = None
+    project: str | None = None
+    tag: str | None = None
+    error: Annotated[str | None, Parameter(help="The type of the last error, such as RemoteTimeout.")] = None
+    failed_after: Moment = None
+    failed_before: Moment = None
+
+    def filters(self) -> dict[str, str | None]:
+        """As the API names them."""
+        rest = {"project_id": self.project, "tag": self.tag, "error_type": self.error}
+        times = {"failed_after": self.failed_after, "failed_before": self.failed_before}
+        return {"queue": self.queue, "task": self.task, **rest, **times}
+
+
+EVERY = Narrowed()
 
 
 def _version() -> str:
@@ -126,7 +154,10 @@ def cancel(task_id: TaskId, /, *, as_json: Json = False) -> int:
 
 @app.command
 def retry(task_id: TaskId, values: KeyValues = None, /, *, watch: Watch = False, as_json: Json = False) -> int:
-    """Run a finished task again, as a new task; with key=value, with these parameters instead of the old ones."""
+    """Run a finished task again from its beginning, as a new task; with key=value, with these parameters instead.
+
+    `nightshift dead-letters replay` goes on behind the finished steps of a task that failed for good.
+    """
     from app import cli_tasks
 
     return cli_tasks.retry(task_id, values or [], watch=watch, as_json=as_json)
@@ -173,21 +204,56 @@ def resume(name: str, /) -> int:
 
 
 @dead_letters.default
-def list_dead_letters(
-    *, queue: str | None = None, task: str | None = None, limit: int = 20, as_json: Json = False
-) -> int:
+def list_dead_letters(*, narrowed: Narrowed = EVERY, limit: int = 20, as_json: Json = False) -> int:
     """List the tasks that failed for good, the newest first."""
-    from app import cli_operation
+    from app import cli_dead_letters
 
-    return cli_operation.dead_letters({"queue": queue, "task": task}, limit=limit, as_json=as_json)
+    return cli_dead_letters.list_all(narrowed.filters(), limit=limit, as_json=as_json)
 
 
 @dead_letters.command(name="show")
 def show_dead_letter(task_id: TaskId, /, *, as_json: Json = False) -> int:
-    """Show one with its parameters, the errors of all attempts and the traceback of the last."""
-    from app import cli_operation
+    """Show one with its parameters, the errors of all attempts, the steps that are done, and the last traceback."""
+    from app import cli_dead_letters
 
-    return cli_operation.dead_letter(task_id, as_json=as_json)
+    return cli_dead_letters.show(task_id, as_json=as_json)
+
+
+@dead_letters.command(name="replay")
+def replay_dead_letter(
+    task_id: OneLetter = None,
+    values: KeyValues = None,
+    /,
+    *,
+    narrowed: Narrowed = EVERY,
+    everything: Everything = False,
+    watch: Watch = False,
+    as_json: Json = False,
+) -> int:
+    """Run what failed for good again, as a new task that goes on behind the steps that are done.
+
+    With key=value these parameters are changed, and the new task runs all steps where that makes a difference. Without
+    an id: all that the filters leave, or with --all every one; what cannot be replayed is told and stays.
+    """
+    from app import cli_dead_letters
+
+    filters = cli_dead_letters.checked(narrowed.filters(), task_id, everything=everything)
+    if task_id is None:
+        return cli_dead_letters.replay_many(filters, everything=everything, as_json=as_json)
+    return cli_dead_letters.replay(task_id, values or [], watch=watch, as_json=as_json)
+
+
+@dead_letters.command(name="discard")
+def discard_dead_letter(
+    task_id: OneLetter = None, /, *, narrowed: Narrowed = EVERY, everything: Everything = False
+) -> int:
+    """Take what failed for good away: one, or all that the filters leave, or with --all every one."""
+    from app import cli_dead_letters
+
+    filters = cli_dead_letters.checked(narrowed.filters(), task_id, everything=everything)
+    if task_id is None:
+        return cli_dead_letters.discard_many(filters, everything=everything)
+    return cli_dead_letters.discard(task_id)
 
 
 @keys.command(name="create")

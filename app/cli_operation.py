@@ -1,4 +1,4 @@
-"""The commands about queues, workers, task types and dead letters."""
+"""The commands about queues, workers and task types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from app.cli_calls import call
-from app.cli_views import print_json, print_pairs, print_table, size, when
+from app.cli_views import print_json, print_table, size, when
 from app.client import View
 
 
@@ -64,45 +64,6 @@ def _queue_row(item: View) -> tuple[Any, ...]:
     state = "paused" if item["paused"] else "" if item["workers"] else "no worker"
     counts = (item["ready"], item["delayed"], item["running"], item["dead"])
     return item["name"], *counts, oldest, item["finished_per_minute"], item["workers"], state
-
-
-def dead_letters(filters: Mapping[str, str | None], *, limit: int, as_json: bool) -> int:
-    """List dead letters."""
-    items = call(lambda api: api.items("/api/dead-letters", limit=limit, **filters))
-    rows = [
-        (item["task_id"], item["task"], item["attempts"], when(item["failed_at"]), _error(item["error"]))
-        for item in items
-    ]
-    headers = ("id", "task", "attempts", "failed", "error")
-    return _print(items, headers, rows, "No dead letters.", as_json=as_json)
-
-
-def dead_letter(task_id: str, *, as_json: bool) -> int:
-    """Show a dead letter."""
-    letter = call(lambda api: api.read(f"/api/dead-letters/{quote(task_id, safe='')}"))
-    if as_json:
-        print_json(letter)
-        return 0
-    print_pairs(
-        {
-            "task": f"{letter['task']} {letter['task_id']}",
-            "queue": letter["queue"],
-            "user": letter["user_id"],
-            "project": letter["project_id"],
-            "enqueued": when(letter["enqueued_at"]),
-            "failed": when(letter["failed_at"]),
-            **{f"attempt {past['attempt']}": _error(past["error"]) for past in letter["history"]},
-            f"attempt {letter['attempts']}": _error(letter["error"]),
-        }
-    )
-    print("params")
-    print_json(letter["params"])
-    print(letter["traceback"].rstrip())
-    return 0
-
-
-def _error(error: Mapping[str, Any]) -> str:
-    return f"{error['type']}: {error['message']}"
 
 
 def _print(items: Any, headers: tuple[str, ...], rows: Any, nothing: str, *, as_json: bool) -> int:

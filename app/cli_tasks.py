@@ -45,13 +45,13 @@ def _read_value(item: str) -> tuple[str, Any]:
 def submit(task: str, values: Sequence[str], *, watch: bool, as_json: bool, tags: Sequence[str], **options: Any) -> int:
     """Post a task, and follow it where `watch`."""
     params = read_values(values)
-    return call(_posted(lambda api: api.submit(task, params, tags=tags, **options), watch=watch, as_json=as_json))
+    return call(posted(lambda api: api.submit(task, params, tags=tags, **options), watch=watch, as_json=as_json))
 
 
 def retry(task_id: str, values: Sequence[str], *, watch: bool, as_json: bool) -> int:
     """Run a finished task again, and follow it where `watch`."""
     params = read_values(values) if values else None
-    return call(_posted(lambda api: api.retry(task_id, params), watch=watch, as_json=as_json))
+    return call(posted(lambda api: api.retry(task_id, params), watch=watch, as_json=as_json))
 
 
 def watch(task_id: str, *, as_json: bool) -> int:
@@ -84,9 +84,11 @@ def cancel(task_id: str, *, as_json: bool) -> int:
     return 0
 
 
-def _posted(
+def posted(
     post: Callable[[ApiClient], Awaitable[View]], *, watch: bool, as_json: bool
 ) -> Callable[[ApiClient], Awaitable[int]]:
+    """What posts a task, prints it, and follows it where `watch`; its exit code."""
+
     async def work(api: ApiClient) -> int:
         task = await post(api)
         if watch:

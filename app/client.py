@@ -31,6 +31,8 @@ START = "0-0"
 FINAL_TYPES = frozenset({"task_complete", "task_failed", "task_cancelled"})
 """The last event of a task is one of these."""
 
+NO_CONTENT = 204
+
 View = dict[str, Any]
 
 
@@ -153,9 +155,13 @@ class ApiClient:
         """The JSON at a path of the API."""
         return await self._call("GET", path, query=query)
 
-    async def act(self, path: str) -> Any:
-        """Post to a path of the API that takes no body."""
-        return await self._call("POST", path)
+    async def act(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Post to a path of the API; the JSON of its answer."""
+        return await self._call("POST", path, body=body)
+
+    async def remove(self, path: str) -> None:
+        """Delete what is at a path of the API."""
+        await self._call("DELETE", path)
 
     async def items(self, path: str, *, limit: int = 1_000, **filters: str | None) -> list[View]:
         """The items of a list, page after page, `limit` at most; filters that are None are left out."""
@@ -187,6 +193,8 @@ class ApiClient:
             response = await self._http.request(
                 method, self.url + path, params=query, content=content, headers=sent, timeout=timeout_s
             )
+        if response.status_code == NO_CONTENT:
+            return None
         if response.is_success:
             return self._decoded(response.content)
         raise ApiError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from app import cli
 from app.cli_tasks import BadArgument, read_values
@@ -23,6 +24,7 @@ from app.domains.system import tasks as system
 from app.engine.context import TaskContext
 from app.engine.registry import task
 from app.settings import settings
+from app.store import keys as store_keys
 from tests.acceptance.machine import Machine, url_of
 from tests.api.live import Live, live_on
 from tests.fakes.model_server import ModelServer
@@ -40,7 +42,25 @@ async def talk(ctx: TaskContext, params: system.Echo) -> None:
     await ctx.emit("stream_end", {"characters": 17})
 
 
-TASKS = (system.echo, system.sleep, system.fail, talk)
+class Stumble(BaseModel):
+    value: str
+    note: str = ""
+
+
+@task("test.stumble")
+async def stumble(ctx: TaskContext, params: Stumble) -> Stumble:
+    """Fail behind a step, unless the value is good."""
+
+    async def nothing() -> None:
+        pass
+
+    await ctx.step("first", nothing)
+    if params.value != "good":
+        raise ValueError(f"{params.value} is not good")
+    return params
+
+
+TASKS = (system.echo, system.sleep, system.fail, talk, stumble)
 
 
 @dataclass(frozen=True)
@@ -239,6 +259,61 @@ async def test_dead_letters_are_listed_and_shown_with_all_attempts(live: Live, r
     assert '"retryable": false' in shown.out
     assert "Traceback (most recent call last):" in shown.out
     assert (await run("dead-letters", "show", task_id, "--json")).json()["params"]["retryable"] is False
+
+
+async def dead_letter(run: Run, *arguments: str) -> str:
+    """A task that failed for good; its id."""
+    done = await run("submit", *arguments, "--json")
+    await run("watch", done.json()["task_id"])
+    return str(done.json()["task_id"])
+
+
+async def test_a_dead_letter_is_replayed_and_some_of_its_parameters_changed(live: Live, run: Run) -> None:
+    old = await dead_letter(run, "test.stumble", "value=bad", "note=kept")
+    assert re.search(r"^steps done +first$", (await run("dead-letters", "show", old)).out, re.MULTILINE)
+    replayed = await run("dead-letters", "replay", old, "value=good", "--watch")
+    assert replayed.code == 0
+    assert re.search(rf"^retry of +{old}$", replayed.out, re.MULTILINE)
+    assert json.loads(replayed.out.partition("result\n")[2]) == {"value": "good", "note": "kept"}
+    again = await run("dead-letters", "replay", old)
+    assert (again.code, again.out) == (1, "")
+    assert "was replayed already, as task" in again.err
+
+
+async def test_dead_letters_are_narrowed_replayed_and_discarded_in_bulk(live: Live, run: Run) -> None:
+    first, second = [await dead_letter(run, "test.stumble", "value=bad", "--project", name) for name in "ab"]
+    third = await dead_letter(run, "system.fail", "retryable=false")
+    for options, found in (
+        (("--error", "PermanentError"), {third}),
+        (("--project", "a"), {first}),
+        (("--tag", "x"), set()),
+        (("--failed-after", "2001-01-01T00:00:00Z"), {first, second, third}),
+        (("--failed-before", "2001-01-01T00:00:00Z"), set()),
+    ):
+        assert {item["task_id"] for item in (await run("dead-letters", *options, "--json")).json()} == found
+    replayed = await run("dead-letters", "replay", "--task", "test.stumble", "--project", "a", "--all", "--json")
+    assert [one["task_id"] for one in replayed.json()["replayed"]] == [first]
+    await run("watch", replayed.json()["replayed"][0]["replayed_as"])
+    assert (await run("dead-letters", "discard", third)).out == f"{third}  discarded\n"
+    assert (await run("dead-letters", "discard", "--task", "system.fail")).out == "0 discarded\n"
+    assert (await run("dead-letters", "discard", "--all")).out == "2 discarded\n"
+    assert (await run("dead-letters")).out == "No dead letters.\n"
+
+
+async def test_what_cannot_be_replayed_is_told_with_exit_code_1(live: Live, run: Run) -> None:
+    old = await dead_letter(run, "test.stumble", "value=bad")
+    await live.engine.redis.hset(store_keys.dead_letter(old), "task", "test.forgotten")
+    done = await run("dead-letters", "replay", "--all")
+    assert done.code == 1
+    assert re.search(rf"^{old}  .*no task is called 'test.forgotten' any more$", done.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("action", ["replay", "discard"])
+async def test_what_is_meant_in_bulk_must_be_said(run: Run, action: str) -> None:
+    for arguments in ((), ("t1", "--all"), ("t1", "--queue", "default")):
+        done = await run("dead-letters", action, *arguments)
+        assert (done.code, done.out) == (2, "")
+        assert "expected either the id of a task" in done.err
 
 
 # Keys.

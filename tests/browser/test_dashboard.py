@@ -251,7 +251,7 @@ async def test_a_task_is_cancelled_after_a_question_and_run_again(page: Page, li
     assert task_id in await page.text(".facts")
 
 
-async def test_a_dead_letter_tells_why_and_runs_with_other_parameters(page: Page, live: Live) -> None:
+async def test_a_dead_letter_tells_why_and_is_replayed_with_other_parameters(page: Page, live: Live) -> None:
     task_id = await posted(live, "test.break", params={"text": "bad"})
     await opened(page, live)
     await page.until_text("failure")
@@ -261,12 +261,36 @@ async def test_a_dead_letter_tells_why_and_runs_with_other_parameters(page: Page
     assert "PermanentError: attempt 2: bad" in await page.text("[aria-label='Traceback']")
     await page.click("With other parameters")
     await page.fill("textarea", '{"text": ')
-    await page.click("Run with these")
+    await page.click("Replay with these")
     await page.until_text("no JSON")
     await page.fill("textarea", '{"text": "good"}')
-    await page.click("Run with these")
+    await page.click("Replay with these")
     await page.until_text("success", "h1")
     assert task_id in await page.text(".facts")
+
+
+async def test_dead_letters_are_discarded_and_replayed(page: Page, live: Live) -> None:
+    first, second, third = [await posted(live, "test.break", params={"text": text}) for text in ("one", "two", "three")]
+    for task_id in (first, second, third):
+        await finished(live.engine, task_id)
+    await opened(page, live, where=f"#/dead/{first}")
+    await page.click("Discard")
+    await page.click("Discard it for good?")
+    await page.until_text("Dead letters", "h1")
+    await page.until("document.querySelectorAll('main tbody tr').length === 2")
+    await go(page, f"#/dead/{second}")
+    await page.until_text("attempt 2: two")
+    await page.click("Replay")
+    await page.until_text("failure", "h1")
+    assert second in await page.text(".facts")
+    await go(page, "#/dead?task=test.break")
+    await page.until("document.querySelectorAll('main tbody tr').length === 2")
+    await page.click("Replay all")
+    await page.click("Replay all of these?")
+    await page.until_text("2 replayed.")
+    await page.click("Discard all")
+    await page.click("Discard all of these for good?")
+    await page.until_text("discarded.")
 
 
 async def test_an_admin_sees_workers_and_pauses_a_queue(page: Page, live: Live) -> None:

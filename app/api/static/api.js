@@ -54,6 +54,7 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
 
 export const get = (path, signal) => call("GET", path, { signal });
 export const post = (path, options) => call("POST", path, options);
+export const remove = (path) => call("DELETE", path);
 
 /** Throw an error that is neither a problem nor the end of a page: it is a bug, and the console shall have it. */
 export function expected(error, signal) {
