@@ -179,6 +179,14 @@ def workers(*, as_json: Json = False) -> int:
     return cli_operation.workers(as_json=as_json)
 
 
+@app.command
+def quotas(*, as_json: Json = False) -> int:
+    """List the quotas: what keys may use a minute, and what they use."""
+    from app import cli_operation
+
+    return cli_operation.quotas(as_json=as_json)
+
+
 @queues.default
 def list_queues(*, as_json: Json = False) -> int:
     """List the queues."""

@@ -1,4 +1,4 @@
-"""The commands about queues, workers and task types."""
+"""The commands about queues, quotas, workers and task types."""
 
 from __future__ import annotations
 
@@ -49,6 +49,28 @@ def queues(*, as_json: bool) -> int:
     rows = [_queue_row(item) for item in items]
     headers = ("queue", "ready", "delayed", "running", "dead", "oldest", "a minute", "workers", "")
     return _print(items, headers, rows, "No queues.", as_json=as_json)
+
+
+def quotas(*, as_json: bool) -> int:
+    """List quotas."""
+    items = call(lambda api: api.items("/api/quotas"))
+    rows = [
+        (
+            item["key"],
+            _of(item["requests_used"], item["requests_per_minute"]),
+            _of(item["tokens_used"], item["tokens_per_minute"]),
+            _of(item["held"], item["concurrency"]),
+            item["waiting"],
+            f"{item['share']:.0%} until {when(item['shrunk_until'])}" if item["shrunk_until"] else "",
+        )
+        for item in items
+    ]
+    headers = ("key", "requests", "tokens", "at once", "waiting", "shrunk")
+    return _print(items, headers, rows, "No quotas are set.", as_json=as_json)
+
+
+def _of(used: int, limit: int | None) -> str:
+    return str(used) if limit is None else f"{used} of {limit}"
 
 
 def change_queue(name: str, action: str) -> int:

@@ -189,6 +189,20 @@ class StepOrderChanged(PermanentError):
     title = "Step order changed"
 
 
+class QuotaTooSmall(PermanentError):
+    """A call needs more at once than the limit of its key gives in a minute; the detail names both."""
+
+    status_code = 422
+    title = "Quota too small"
+
+
+class WaitingForQuota(TaskError):
+    """Why a task was sent away for a while: its call did not fit into the limits of a key. Not a failure."""
+
+    title = "Waiting for quota"
+    retryable = True
+
+
 class HardTimeLimit(RetryableError):
     """The task did not end by its hard time limit and was stopped."""
 

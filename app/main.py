@@ -16,6 +16,7 @@ from app.api import (
     health,
     jobs,
     queues,
+    quotas,
     streams,
     task_types,
     tasks,
@@ -31,6 +32,7 @@ from app.api.lifecycle import Shutdown
 from app.api.middleware import install_middleware
 from app.api.openapi import describe_problems
 from app.api.problems import install_problem_handlers
+from app.api.quotas import QuotaView
 from app.api.task_views import TaskView
 from app.catalogue import LANES
 from app.catalogue import catalogue as all_tasks
@@ -47,6 +49,7 @@ ROUTERS = (
     task_types.router,
     dead_letters.router,
     queues.router,
+    quotas.router,
     workers.router,
     streams.router,
     tickets.router,
@@ -55,7 +58,7 @@ ROUTERS = (
     health.router,
     dashboard.router,
 )
-WITH_NULLS = (TaskView, DeadLetterItem, DeadLetterView, BulkReplayView, BulkDiscardView, JobView)
+WITH_NULLS = (TaskView, DeadLetterItem, DeadLetterView, BulkReplayView, BulkDiscardView, JobView, QuotaView)
 """Models whose examples show nulls."""
 DESCRIPTION = """Post tasks, and follow them while workers run them.
 

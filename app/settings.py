@@ -7,11 +7,12 @@ module is the only one that looks at the environment.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -25,6 +26,20 @@ MAX_WEIGHTS = 1_000
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 AuthMode = Literal["keys", "jwt", "off"]
+
+MAX_QUOTAS = 100
+QUOTA_KEY = re.compile(r"[A-Za-z][^\s,=]{0,127}")
+LLM_KEY = "llm"
+"""The key of the model's quota; a model that has limits of its own has `llm:<model>`."""
+
+
+class QuotaLimits(NamedTuple):
+    """What a key may use, over all processes. None: no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    """Calls open at once."""
 
 
 class Settings(BaseSettings):
@@ -98,8 +113,15 @@ class Settings(BaseSettings):
     llm_model: str | None = None
     llm_timeout_s: float = Field(120.0, gt=0)
     """Longest silence of the model: until its first byte, and between two chunks."""
-    llm_concurrency: int = Field(1_000, ge=1)
-    """Model calls open at once in a process."""
+    llm_requests_per_minute: int | None = Field(None, ge=1)
+    """Calls of the model a minute, over all processes."""
+    llm_tokens_per_minute: int | None = Field(None, ge=1)
+    """Tokens in and out a minute, over all processes."""
+    llm_concurrency: int | None = Field(None, ge=1)
+    """Model calls open at once, over all processes. In any case at most 1,000 in one process."""
+    quotas: Annotated[tuple[tuple[str, QuotaLimits], ...], NoDecode] = ()
+    """`llm:gpt-x=60/100000/8,web=120`: requests and tokens a minute and calls at once of other keys, over all
+    processes. Any of the three may be left out."""
     embedding_base_url: str | None = None
     embedding_api_key: SecretStr | None = None
     embedding_model: str | None = None
@@ -151,6 +173,25 @@ class Settings(BaseSettings):
                 raise ValueError(f"{user}={weight:g}: expected a weight of {MIN_WEIGHT} to {MAX_WEIGHT}")
         return value
 
+    @field_validator("quotas", mode="before")
+    @classmethod
+    def _parse_quotas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(_parse_quota(part) for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("quotas")
+    @classmethod
+    def _each_once(cls, value: tuple[tuple[str, QuotaLimits], ...]) -> tuple[tuple[str, QuotaLimits], ...]:
+        keys = [key for key, _ in value]
+        if len(keys) > MAX_QUOTAS:
+            raise ValueError(f"{len(keys)} keys: expected at most {MAX_QUOTAS}")
+        if LLM_KEY in keys:
+            raise ValueError("the key llm has NIGHTSHIFT_LLM_REQUESTS_PER_MINUTE and its like: expected other keys")
+        if len(set(keys)) < len(keys):
+            raise ValueError("expected each key once")
+        return value
+
     @field_validator("allowed_origins", mode="before")
     @classmethod
     def _parse_origins(cls, value: object) -> object:
@@ -184,6 +225,12 @@ class Settings(BaseSettings):
         return mode
 
     @property
+    def quota_limits(self) -> dict[str, QuotaLimits]:
+        """The limits of all keys that have any."""
+        llm = QuotaLimits(self.llm_requests_per_minute, self.llm_tokens_per_minute, self.llm_concurrency)
+        return dict(self.quotas) | ({LLM_KEY: llm} if any(llm) else {})
+
+    @property
     def zone(self) -> ZoneInfo:
         """The time zone of cron entries."""
         return ZoneInfo(self.timezone)
@@ -205,6 +252,23 @@ def _parse_weight(part: str) -> tuple[str, float]:
         return user, float(weight)
     except ValueError:
         raise ValueError(wanted) from None
+
+
+def _parse_quota(part: str) -> tuple[str, QuotaLimits]:
+    key, equals, numbers = part.strip().partition("=")
+    limits = [number.strip() for number in numbers.split("/")]
+    if not (
+        equals
+        and QUOTA_KEY.fullmatch(key)
+        and len(limits) <= 3
+        and any(limits)
+        and all(re.fullmatch(r"([1-9][0-9]{0,11})?", limit, re.ASCII) for limit in limits)
+    ):
+        raise ValueError(
+            "expected key=requests a minute/tokens a minute/calls at once, separated by commas, each number at least 1 "
+            f"or left out, such as llm:gpt-x=60/100000/8,web=120; got {part.strip()!r}"
+        )
+    return key, QuotaLimits(*(int(limit) if limit else None for limit in limits))
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from app.clients.lexical import hashed_vector
 from app.clients.llm_endpoint import Endpoint
+from app.clients.llm_meter import Estimate, Meter, report, unmetered
 from app.clients.llm_models import Embeddings, Usage, estimate_tokens
 from app.clients.llm_requests import embedding_body
 from app.clients.llm_wire import WireEmbeddings, parse_reply, usage_of
@@ -20,9 +21,14 @@ LEXICAL_MODEL = "offline-lexical"
 class RemoteEmbedder:
     """Vectors from `POST /embeddings`, in batches one after the other."""
 
-    def __init__(self, endpoint: Endpoint, model: str) -> None:
+    def __init__(self, endpoint: Endpoint, model: str, meter: Meter = unmetered) -> None:
         self._endpoint = endpoint
         self._model = model
+        self._meter = meter
+
+    def metered(self, meter: Meter) -> RemoteEmbedder:
+        """The same one, whose requests go through a meter."""
+        return RemoteEmbedder(self._endpoint, self._model, meter)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Vectors in the order of the texts. Raises the classes under `ClientError`."""
@@ -30,9 +36,12 @@ class RemoteEmbedder:
         usage = Usage()
         for start in range(0, len(texts), BATCH_TEXTS):
             batch = texts[start : start + BATCH_TEXTS]
-            reply = await self._ask(batch)
+            async with self._meter(Estimate.of_embedding(self._model, batch)) as metered:
+                reply = await self._ask(batch)
+                used = usage_of(reply.usage) or Usage(sum(map(estimate_tokens, batch)), estimated=True)
+                report(metered, used)
             vectors += self._in_order(reply, len(batch))
-            usage += usage_of(reply.usage) or Usage(sum(map(estimate_tokens, batch)), estimated=True)
+            usage += used
         if len({len(vector) for vector in vectors}) > 1:
             raise MalformedReply(f"{self._endpoint.peer.label} sent vectors of different lengths")
         return Embeddings(vectors, self._model, usage)
@@ -54,6 +63,10 @@ class RemoteEmbedder:
 
 class LexicalEmbedder:
     """Hashed words and parts of words, see `hashed_vector`. Needs nothing; costs about a millisecond a page."""
+
+    def metered(self, meter: Meter) -> LexicalEmbedder:
+        """The same one: it makes no requests."""
+        return self
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Vectors in the order of the texts; signed as `offline-lexical`. Uses no tokens."""

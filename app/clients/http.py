@@ -6,6 +6,7 @@ import below. The library's exceptions end here as well: inside `remote_errors` 
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections import deque
@@ -28,6 +29,7 @@ __all__ = [
     "read_body",
     "read_start",
     "remote_errors",
+    "reset_s",
     "retry_after_s",
     "status_error",
     "tls_context",
@@ -37,6 +39,14 @@ CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 4.0
 """An idle connection is used again within this time. Many servers close theirs after 5 s, whatever is on its way."""
 _CLOSED_A_REQUEST = 4
+_RESET_KINDS = ("", "-requests", "-tokens")
+_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{0,9})?", re.ASCII)
+_DURATION = re.compile(
+    r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)s)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)ms)?",
+    re.ASCII,
+)
+_FIRST_UNIX_S = 1e9
+"""A larger number of seconds is a time, and no duration."""
 MAX_MESSAGE_CHARS = 500
 """Characters of the other side's own words that an error repeats."""
 
@@ -191,7 +201,8 @@ def status_error(what: str, response: httpx.Response, message: str = "") -> Remo
     detail = f"{what} answered {response.status_code}"
     if message:
         detail += f": {message[:MAX_MESSAGE_CHARS]}"
-    return RemoteStatus(detail, remote_status=response.status_code, retry_after_s=retry_after_s(response.headers))
+    wait_s = reset_s(response.headers) if response.status_code == 429 else retry_after_s(response.headers)
+    return RemoteStatus(detail, remote_status=response.status_code, retry_after_s=wait_s)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -208,6 +219,38 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         now = _timestamp(headers.get("date", ""))
         return None if until is None else max(0.0, until - (time.time() if now is None else now))
     return seconds if isfinite(seconds) and seconds >= 0 else None
+
+
+def reset_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds until the limits of an answer 429 are whole again; None where it does not say.
+
+    `retry-after-ms` and `Retry-After` go before `x-ratelimit-reset[-requests|-tokens]`, of which the latest counts
+    whose `x-ratelimit-remaining` is not above 0. Those are durations such as `6m0s` or `20ms`, seconds, or a Unix time.
+    """
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if _NUMBER.fullmatch(milliseconds):
+        return float(milliseconds) / 1000
+    wait_s = retry_after_s(headers)
+    if wait_s is not None:
+        return wait_s
+    kinds = [kind for kind in _RESET_KINDS if _used_up(headers.get(f"x-ratelimit-remaining{kind}", ""))]
+    resets = [_duration_s(headers.get(f"x-ratelimit-reset{kind}", "").strip(), headers) for kind in kinds]
+    return max((reset for reset in resets if reset is not None), default=None)
+
+
+def _used_up(remaining: str) -> bool:
+    return not _NUMBER.fullmatch(remaining.strip()) or float(remaining) == 0
+
+
+def _duration_s(text: str, headers: Mapping[str, str]) -> float | None:
+    if _NUMBER.fullmatch(text):
+        seconds = float(text)
+        now = _timestamp(headers.get("date", ""))
+        return seconds if seconds < _FIRST_UNIX_S else max(0.0, seconds - (time.time() if now is None else now))
+    parts = _DURATION.fullmatch(text) if text else None
+    if parts is None:
+        return None
+    return sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1, 0.001), strict=True))
 
 
 def _timestamp(http_date: str) -> float | None:

@@ -15,12 +15,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
+from itertools import count
 from typing import Unpack, cast
 
 from pydantic import SecretStr
+from pydantic_core import to_json
 
 from app.clients.embeddings import LexicalEmbedder, RemoteEmbedder
 from app.clients.llm_endpoint import Endpoint, EndpointSettings
+from app.clients.llm_meter import Estimate, Meter, Metered, report, unmetered
 from app.clients.llm_models import (
     DEFAULT_REASKS,
     ChatOptions,
@@ -54,7 +57,9 @@ __all__ = [
     "Completion",
     "Delta",
     "Embeddings",
+    "Estimate",
     "Message",
+    "Metered",
     "Model",
     "OfflineModel",
     "RemoteModel",
@@ -71,17 +76,26 @@ __all__ = [
 
 _CHAT = "/chat/completions"
 _DRAIN_S = 1.0
+MAX_OPEN_CALLS = 1_000
+"""Requests open at once in a process, whatever the limits of the fleet are."""
 _MOST_DIALECTS = 100
 
 
 class RemoteModel:
     """A model behind an OpenAI-compatible API."""
 
-    def __init__(self, endpoint: Endpoint, model: str | None, embedder: Embedder) -> None:
+    def __init__(self, endpoint: Endpoint, model: str | None, embedder: Embedder, meter: Meter = unmetered) -> None:
         self._endpoint = endpoint
         self._model = model
         self._embedder = embedder
+        self._meter = meter
         self._dialects: dict[str, Dialect] = {}
+
+    def metered(self, meter: Meter) -> RemoteModel:
+        """The same model, each of whose requests goes through a meter."""
+        model = RemoteModel(self._endpoint, self._model, self._embedder.metered(meter), meter)
+        model._dialects = self._dialects
+        return model
 
     @property
     def name(self) -> str:
@@ -99,16 +113,18 @@ class RemoteModel:
         """
         ask = self._ask(messages, options)
         assembler = StreamAssembler(ask)
-        with self._measured(ask):
-            async with AsyncExitStack() as stack:
-                events = await self._open_stream(stack, ask, options)
-                async for data in events:
-                    if delta := assembler.feed(data):
-                        yield delta
-                    if assembler.done:
-                        break
-                await _drain(events)
-            completion = self._counted(ask, assembler.finish())
+        async with self._meter(Estimate.of_chat(ask.model, messages, options)) as metered:
+            with self._measured(ask):
+                async with AsyncExitStack() as stack:
+                    events, requests = await self._open_stream(stack, ask, options)
+                    async for data in events:
+                        if delta := assembler.feed(data):
+                            yield delta
+                        if assembler.done:
+                            break
+                    await _drain(events)
+                completion = self._counted(ask, assembler.finish())
+            report(metered, completion.usage, requests)
         for call in completion.tool_calls:
             yield call
         yield completion
@@ -159,15 +175,27 @@ class RemoteModel:
         self, messages: Sequence[Message], options: ToolOptions, schema: tuple[str, JsonObject] | None = None
     ) -> Completion:
         ask = self._ask(messages, options)
-        with self._measured(ask):
-            while True:
-                body = chat_body(ask, options, self._dialect(ask.model), schema=schema)
-                try:
-                    data = await self._endpoint.post(_CHAT, body)
-                except RemoteStatus as refusal:
-                    self._learn(ask.model, body, refusal)
-                else:
-                    return self._counted(ask, completion_of(parse_reply(WireChat, data, ask.peer), ask))
+        estimate = Estimate.of_chat(ask.model, messages, options, to_json(schema[1]) if schema else b"")
+        async with self._meter(estimate) as metered:
+            with self._measured(ask):
+                completion, requests = await self._post(ask, options, schema)
+                self._counted(ask, completion)
+            report(metered, completion.usage, requests)
+        return completion
+
+    async def _post(
+        self, ask: Ask, options: ToolOptions, schema: tuple[str, JsonObject] | None
+    ) -> tuple[Completion, int]:
+        """The completion, and how many requests it took."""
+        for requests in count(1):
+            body = chat_body(ask, options, self._dialect(ask.model), schema=schema)
+            try:
+                data = await self._endpoint.post(_CHAT, body)
+            except RemoteStatus as refusal:
+                self._learn(ask.model, body, refusal)
+            else:
+                return completion_of(parse_reply(WireChat, data, ask.peer), ask), requests
+        raise AssertionError("the count does not end")
 
     def _measured(self, ask: Ask) -> AbstractContextManager[None]:
         return measured(LLM_CALLS, LLM_CALL_DURATION_S, self._label(ask))
@@ -181,13 +209,17 @@ class RemoteModel:
         # Callers may name any model; each would be a time series for ever.
         return ask.model if ask.model == self._model else "other"
 
-    async def _open_stream(self, stack: AsyncExitStack, ask: Ask, options: ToolOptions) -> AsyncGenerator[str, None]:
-        while True:
+    async def _open_stream(
+        self, stack: AsyncExitStack, ask: Ask, options: ToolOptions
+    ) -> tuple[AsyncGenerator[str, None], int]:
+        """The events of the stream, and how many requests they took."""
+        for requests in count(1):
             body = chat_body(ask, options, self._dialect(ask.model), stream=True)
             try:
-                return await stack.enter_async_context(self._endpoint.events(_CHAT, body))
+                return await stack.enter_async_context(self._endpoint.events(_CHAT, body)), requests
             except RemoteStatus as refusal:
                 self._learn(ask.model, body, refusal)
+        raise AssertionError("the count does not end")
 
     def _dialect(self, model: str) -> Dialect:
         return self._dialects.get(model, Dialect())
@@ -215,7 +247,7 @@ def open_model(settings: Settings) -> Model:
     """The model and the embedder that the settings name. Raises `SettingsError` for a URL or key that cannot be used.
 
     Without `llm_base_url` it is the offline model, without `embedding_base_url` embeddings are lexical. Close it with
-    `aclose()`. Open one for a process: it holds the connections and the bound `llm_concurrency`.
+    `aclose()`. Open one for a process: it holds the connections, and bounds how many are open.
     """
     embedder = _open_embedder(settings)
     if settings.llm_base_url is None:
@@ -235,4 +267,5 @@ def _open_embedder(settings: Settings) -> Embedder:
 
 
 def _open_endpoint(settings: Settings, prefix: str, base_url: str, api_key: SecretStr | None) -> Endpoint:
-    return Endpoint(EndpointSettings(prefix, base_url, api_key, settings.llm_timeout_s, settings.llm_concurrency))
+    open_at_once = min(settings.llm_concurrency or MAX_OPEN_CALLS, MAX_OPEN_CALLS)
+    return Endpoint(EndpointSettings(prefix, base_url, api_key, settings.llm_timeout_s, open_at_once))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from app.errors import InvalidModelOutput
+
+if TYPE_CHECKING:
+    from app.clients.llm_meter import Meter
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -179,6 +182,10 @@ class ToolOptions(ChatOptions, total=False):
 class Embedder(Protocol):
     """Turns texts into vectors."""
 
+    def metered(self, meter: Meter) -> Embedder:
+        """The same one, whose requests go through a meter. It shares the connections: close only one of the two."""
+        ...
+
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Vectors of the texts. Raises the classes under `ClientError`."""
         ...
@@ -190,6 +197,10 @@ class Embedder(Protocol):
 
 class Model(Embedder, Protocol):
     """A language model. Calls raise the classes under `ClientError`; none is retried here."""
+
+    def metered(self, meter: Meter) -> Model:
+        """The same one, whose requests go through a meter. It shares the connections: close only one of the two."""
+        ...
 
     @property
     def name(self) -> str:

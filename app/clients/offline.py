@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from app.clients.lexical import Passage, Ranking, passages
+from app.clients.llm_meter import Meter
 from app.clients.llm_models import (
     DEFAULT_REASKS,
     ChatOptions,
@@ -73,6 +74,10 @@ class OfflineModel:
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
+
+    def metered(self, meter: Meter) -> OfflineModel:
+        """The same one. What it does itself costs nothing; its embedding server, where there is one, is metered."""
+        return OfflineModel(self._embedder.metered(meter))
 
     @property
     def name(self) -> str:

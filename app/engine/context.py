@@ -7,6 +7,7 @@ import contextvars
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine.events import MAX_EVENT_BYTES, TYPE, stream_name
+from app.engine.limits import Guest, Quota, Quotas
 from app.engine.queue import Submission
 from app.engine.registry import Task
 from app.engine.steps import Steps, StepStore
@@ -55,6 +57,11 @@ class Services(StepStore, Protocol):
     @property
     def resources(self) -> Resources:
         """What the tasks of this process share."""
+        ...
+
+    @property
+    def quotas(self) -> Quotas:
+        """The quotas of this process."""
         ...
 
     @property
@@ -103,6 +110,7 @@ class TaskContext:
         self.info = info
         self._services = services
         self._percent = info.percent
+        self._shown: tuple[float, float, str] = (info.percent, 100.0, "")
         self._written = 0
         self._steps = Steps(services, info.task_id, info.token, expected=info.has_steps)
         self._reporters: list[_ThreadReporter] = []
@@ -150,6 +158,7 @@ class TaskContext:
         if len(label) > MAX_LABEL_CHARS:
             raise TooLarge(f"a label of {len(label)} characters exceeds the bound of {MAX_LABEL_CHARS}")
         self._percent = max(self._percent, round(100 * current / total, 1))
+        self._shown = (current, total, label)
         data = to_json({"current": current, "total": total, "percent": self._percent, "label": label})
         await self._emit(OWN_CHANNELS, "task_progress", data, data)
 
@@ -182,6 +191,34 @@ class TaskContext:
         `LeaseLost`.
         """
         return await self._steps.run(name, call, returns)
+
+    def quota(
+        self, key: str, *, tokens: int = 0, spare: int = 0, requests: int = 1
+    ) -> AbstractAsyncContextManager[Quota]:
+        """Hold requests, tokens and a slot of a key such as `llm:gpt-x` for the length of the block.
+
+            async with ctx.quota("llm:gpt-x", tokens=estimate) as quota:
+                reply = await ask()
+                quota.used(reply.tokens)
+
+        The limits are those of the settings, over all processes; a key without any costs nothing, and one without its
+        own shares those of the key before its last colon. `tokens` is what the call is sure to need, `spare` what is
+        reserved besides, as far as the limit allows. Waits its turn; a wait over 5 s shows as progress, and for one
+        over 15 s the task leaves its worker and runs again when it is its turn, which costs it no try. Raises
+        `QuotaTooSmall` where the call can never fit. See `app/engine/limits.py`.
+        """
+        guest = Guest(self.task_id, self._show_wait, None)
+        return self._services.quotas.hold(key, tokens=tokens, spare=spare, requests=requests, guest=guest)
+
+    def slot(self, key: str) -> AbstractAsyncContextManager[Quota]:
+        """Hold one of the slots of a key for the length of the block, and none of its requests and tokens."""
+        return self.quota(key, requests=0)
+
+    async def _show_wait(self, label: str | None) -> None:
+        current, total, before = self._shown
+        label = before if label is None else label
+        data = to_json({"current": current, "total": total, "percent": self._percent, "label": label})
+        await self._emit(OWN_CHANNELS, "task_progress", data, data)
 
     async def start(
         self,

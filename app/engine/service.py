@@ -15,6 +15,7 @@ from app.engine.events import EventLog
 from app.engine.heartbeat import alive_workers
 from app.engine.hub import EventHub
 from app.engine.lane import LaneSettings
+from app.engine.limits import Quotas
 from app.engine.queue import TaskQueue
 from app.engine.queues import Queues
 from app.engine.registry import Catalogue
@@ -57,6 +58,7 @@ class Engine:
         self.queues = Queues(self.scripts, lanes)
         self.dead_letters = DeadLetters(self.scripts, self.tasks)
         self.tickets = Tickets(redis)
+        self.quotas = Quotas(self.scripts, settings.quota_limits)
 
     async def workers(self) -> list[dict[str, Any]]:
         """The heartbeats of the workers that live."""
@@ -94,6 +96,7 @@ class Engine:
             unknown_task_ttl_s=settings.unknown_task_ttl_s,
             cpu_threads=settings.cpu_threads,
             resources=resources or {},
+            quota_limits=settings.quota_limits,
         )
         try:
             await worker.run()

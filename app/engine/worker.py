@@ -3,7 +3,8 @@
 - The *claim loop* asks for work whenever a lane with room has reason to expect some, and for all lanes at least once a
   second and whenever the next known task comes due. One script call serves all lanes.
 - The *waiter* (`waiter.py`) holds the one blocking connection of the process. Whoever enqueues a task for a queue on
-  which this worker sleeps writes the queue's name there; who cancels a running task, `!` and its id.
+  which this worker sleeps writes the queue's name there; who cancels a running task, `!` and its id; who gives back
+  quota for which a call waits here, `?` and the id of the call.
 - The *heartbeat* writes the worker's record once a second and sees the abort marks of arq's own clients.
 
 Each runs under `supervise`: an error is logged and counted, and the service begins again after a short pause. Draining:
@@ -32,9 +33,11 @@ from app.engine.heartbeat import Pulse
 from app.engine.job import text_of
 from app.engine.lane import Lane, LaneSettings, Workshop
 from app.engine.leases import Lease, LeaseKeeper
+from app.engine.limits import Quotas
 from app.engine.queue import Submission, TaskQueue
 from app.engine.supervise import supervise
 from app.engine.waiter import Waiter
+from app.settings import QuotaLimits
 from app.store.connection import CONNECTION_ERRORS, connect_sync
 from app.store.scripts import CLAIM_FIELDS, Emit, Scripts, StepRecord
 from app.telemetry import metrics
@@ -68,6 +71,7 @@ class Worker:
         unknown_task_ttl_s: float,
         cpu_threads: int,
         resources: Resources,
+        quota_limits: Mapping[str, QuotaLimits],
     ) -> None:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.executor = ThreadPoolExecutor(cpu_threads, thread_name_prefix="cpu")
@@ -80,6 +84,7 @@ class Worker:
             lambda: connect_sync(url), lease_s=lease_s, on_lost=self._on_lost, on_cancelled=self._on_cancelled
         )
         self._committer = Committer(scripts)
+        self.quotas = Quotas(scripts, quota_limits, worker_id=self.worker_id, lease_s=lease_s)
         workshop = Workshop(
             catalogue=queue.catalogue,
             committer=self._committer,
@@ -124,7 +129,12 @@ class Worker:
     async def run(self) -> None:
         """Begin to work; returns at once."""
         self._keeper.start()
-        for name, service in (("claims", self._claims), ("waiter", self._waiter.run), ("heartbeat", self._beat)):
+        for name, service in (
+            ("claims", self._claims),
+            ("waiter", self._waiter.run),
+            ("heartbeat", self._beat),
+            ("quotas", self.quotas.run),
+        ):
             self._services.append(asyncio.create_task(supervise(name, service), name=name))
         logger.info("worker {} runs {}", self.worker_id, self._describe())
 
@@ -179,7 +189,8 @@ class Worker:
         await _courtesy(self._waiter.turn())
 
     async def _leave(self) -> None:
-        for name in ("waiter", "heartbeat"):
+        await self.quotas.close()
+        for name in ("waiter", "heartbeat", "quotas"):
             await self._stop_service(name)
         await asyncio.to_thread(self._keeper.stop)
         self.executor.shutdown(wait=False, cancel_futures=True)
@@ -278,6 +289,8 @@ class Worker:
             if message.startswith("!"):
                 for lane in self.lanes.values():
                     lane.cancel(message[1:])
+            elif message.startswith("?"):
+                self.quotas.wake(message[1:])
             elif message in self.lanes:
                 # There may be more, and the worker has lost its place among the sleepers.
                 self.lanes[message].backlog = True

@@ -32,6 +32,12 @@ a ready one its place (below any time) |
 | `ns:queues` | set | queues that ever held a task |
 | `ns:workers`, `ns:worker:<id>` | zset, string | heartbeats |
 | `ns:stock-scan` | string | how far retention has looked for tasks that stock workers finished |
+| `ns:quota:<key>` | hash | use of a quota by bucket, and the sums |
+| `ns:quota-hold:<id>` | string | a reservation: bucket, requests, tokens |
+| `ns:quota-slots:<key>` | zset | ids of reservations that hold a slot; score: end of its lease (Unix ms) |
+| `ns:quota-line:<key>` | zset | ids of asks that wait; score: since when |
+| `ns:quota-asks:<key>` | hash | what they ask for |
+| `ns:quota-shrunk:<key>` | string | the share of the limits that a refusal left, and until when |
 | `ns:ticket:<digest>` | string | a single-use WebSocket ticket |
 """
 
@@ -70,6 +76,12 @@ PREFIXES: Final[dict[str, str]] = {
     "queues": "ns:queues",
     "workers": "ns:workers",
     "worker": "ns:worker:",
+    "quota": "ns:quota:",
+    "quota_hold": "ns:quota-hold:",
+    "quota_slots": "ns:quota-slots:",
+    "quota_line": "ns:quota-line:",
+    "quota_asks": "ns:quota-asks:",
+    "quota_shrunk": "ns:quota-shrunk:",
     "ticket": "ns:ticket:",
     "stock_scan": "ns:stock-scan",
 }

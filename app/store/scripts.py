@@ -48,6 +48,9 @@ CLAIM_FIELDS = (
 )
 """Names of the values that `claim.lua` returns of a record."""
 
+LIBRARIES = dict.fromkeys(("reserve_quota", "settle_quota", "park_quota", "quota_stats"), "quota")
+"""What stands between `lib.lua` and a script besides."""
+
 Arg = str | bytes | int | float
 Fields = list[bytes]
 
@@ -200,6 +203,10 @@ class Scripts:
         self._head = head(idempotency_ttl_s)
         self._loaded: dict[str, _Script] = {}
 
+    async def run(self, name: str, args: Sequence[Arg]) -> Any:
+        """Call a script by name, for the typed functions of modules beside this one."""
+        return await self._run(name, args)
+
     async def _run(self, name: str, args: Sequence[Arg]) -> Any:
         script = self._loaded.get(name) or self._load(name)
         try:
@@ -209,7 +216,9 @@ class Scripts:
             return await self.redis.execute_command("EVALSHA", script.digest, 0, *args)
 
     def _load(self, name: str) -> _Script:
-        source = self._head + (LUA_DIR / f"{name}.lua").read_text("utf8")
+        library = LIBRARIES.get(name)
+        parts = [name] if library is None else [library, name]
+        source = "\n".join([self._head, *((LUA_DIR / f"{part}.lua").read_text("utf8") for part in parts)])
         script = _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
         self._loaded[name] = script
         return script

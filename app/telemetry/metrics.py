@@ -88,6 +88,25 @@ REDIS_RECONNECTS = Counter(
 
 REDIS_UP = Gauge("nightshift_redis_up", "Whether this scrape could read Redis (1) or not (0).", registry=REGISTRY)
 
+# Quotas. `key` is one of the configured ones.
+
+QUOTA_WAIT_S = Histogram(
+    "nightshift_quota_wait_seconds",
+    "From asking for quota until it was granted, or until the task left to wait.",
+    ("key",),
+    buckets=_WAITS_S,
+    registry=REGISTRY,
+)
+QUOTA_RESERVATIONS = Counter(
+    "nightshift_quota_reservations",
+    "Reservations, by outcome (granted; postponed: the task left to wait).",
+    ("key", "outcome"),
+    registry=REGISTRY,
+)
+QUOTA_REFUSALS = Counter(
+    "nightshift_quota_refusals", "Calls that the provider refused (429) all the same.", ("key",), registry=REGISTRY
+)
+
 # The API.
 
 HTTP_REQUEST_DURATION_S = Histogram(

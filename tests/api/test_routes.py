@@ -31,6 +31,7 @@ CONTRACT = {
     "POST /api/queues/{name}/pause": 200,
     "POST /api/queues/{name}/resume": 200,
     "GET /api/workers": 200,
+    "GET /api/quotas": 200,
     "POST /api/tickets": 201,
     "GET /healthz": 200,
     "GET /readyz": 200,

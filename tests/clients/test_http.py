@@ -16,6 +16,7 @@ from app.clients.http import (
     read_body,
     read_start,
     remote_errors,
+    reset_s,
     retry_after_s,
     status_error,
     tls_context,
@@ -86,6 +87,38 @@ async def fetch(url: str, *, max_bytes: int = 1000, timeout_s: float = 5.0) -> b
 )
 def test_retry_after_is_read_in_both_forms(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_s(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5),
+        ({"retry-after": "2", "x-ratelimit-reset-tokens": "6m0s"}, 2.0),
+        ({"x-ratelimit-reset-tokens": "6m0s"}, 360.0),
+        ({"x-ratelimit-reset-requests": "20ms"}, 0.02),
+        ({"x-ratelimit-reset": "1h2m3.5s"}, 3723.5),
+        ({"x-ratelimit-reset": "12"}, 12.0),
+        ({"x-ratelimit-reset": "1792567710", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30.0),
+        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset-tokens": "3s"}, 3.0),
+        (
+            {
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-tokens": "3s",
+                "x-ratelimit-remaining-tokens": "900",
+            },
+            1.0,
+        ),
+        ({"x-ratelimit-reset": "soon"}, None),
+        ({"x-ratelimit-reset": "-1s"}, None),
+        ({"retry-after-ms": "nan"}, None),
+        ({}, None),
+    ],
+)
+def test_the_reset_of_limits_is_read_in_the_forms_that_providers_have(
+    headers: dict[str, str], seconds: float | None
+) -> None:
+    assert reset_s(headers) == seconds
 
 
 def test_a_retry_date_counts_from_now_when_the_answer_has_no_date() -> None:

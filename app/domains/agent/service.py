@@ -50,12 +50,16 @@ async def run_agent(ctx: TaskContext, model: Model, params: RunAgent) -> AgentRe
     """Call the model and stream its reply. Raises the model client's errors; none is retried here."""
     messages = [Message.system(params.system)] if params.system else []
     messages.append(Message.user(params.prompt))
-    await ctx.emit("stream_start", {"attempt": ctx.attempt, "model": params.model or model.name})
     writer = ChunkWriter(ctx)
+    started = False
     completion = None
     options = {"max_tokens": params.max_tokens, "temperature": params.temperature, "model": params.model}
     async with aclosing(model.stream(messages, **options)) as deltas:  # type: ignore[arg-type]
         async for delta in deltas:
+            if not started:
+                # Not before: until its first word the task may wait for its quota, and leave its worker for that.
+                started = True
+                await ctx.emit("stream_start", {"attempt": ctx.attempt, "model": params.model or model.name})
             if isinstance(delta, TextDelta):
                 await writer.write(delta.text)
             elif isinstance(delta, Completion):
