@@ -23,6 +23,7 @@ from app.client import open_api
 from app.domains.system import tasks as system
 from app.engine.context import TaskContext
 from app.engine.registry import task
+from app.errors import RemoteStatus
 from app.settings import settings
 from app.store import keys as store_keys
 from tests.acceptance.machine import Machine, url_of
@@ -219,6 +220,26 @@ async def test_task_types_are_listed_with_their_parameters(live: Live, run: Run)
     assert "seconds [steps]" in row
     assert "Sleep, and report progress after each of the steps." in row
     assert {item["task"] for item in (await run("tasks", "--json")).json()} == {task.name for task in TASKS}
+
+
+async def test_quotas_are_listed_with_their_use(redis_url: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with live_on(redis_url, TASKS, llm_requests_per_minute=60, quotas="web=/500/2") as running:
+        monkeypatch.setenv("NIGHTSHIFT_URL", f"http://{running.address}")
+        monkeypatch.setenv("NIGHTSHIFT_API_KEY", running.keys["ada"])
+        quotas = running.app.state.engine.quotas
+        async with quotas.hold("web", tokens=40):
+            rows = [re.split(r" {2,}", line) for line in (await run("quotas")).out.splitlines()]
+            assert {item["key"] for item in (await run("quotas", "--json")).json()} == {"llm", "web"}
+        with pytest.raises(RemoteStatus):
+            async with quotas.hold("llm"):
+                raise RemoteStatus("slow down", remote_status=429)
+        assert "50% until 20" in (await run("quotas")).out
+    assert rows[1:] == [["llm", "0 of 60", "0", "0", "0"], ["web", "1", "40 of 500", "1 of 2", "0"]]
+
+
+@pytest.mark.usefixtures("live")
+async def test_where_no_quotas_are_set_none_are_listed(run: Run) -> None:
+    assert (await run("quotas")).out == "No quotas are set.\n"
 
 
 @pytest.mark.usefixtures("as_admin")
