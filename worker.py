@@ -8,10 +8,11 @@ import sys
 
 from arq import cron
 
-from app.catalogue import LANES, catalogue
+from app.catalogue import LANES, SCHEDULES, catalogue
 from app.engine import wire
 from app.errors import SettingsError
 from app.host import HEALTH_CHECK_INTERVAL_S, Host, host_redis_settings, retention, trimming
+from app.schedule_jobs import schedule_jobs
 from app.settings import settings
 from app.store.keys import HOST_QUEUE, host_health
 from app.telemetry import configure_logging, secret_values
@@ -26,14 +27,14 @@ else:
 try:
     SETTINGS = settings()
     configure_logging(SETTINGS.log_level, SETTINGS.log_format, secret_values(SETTINGS))
-    HOST = Host(SETTINGS, catalogue(), LANES)
+    HOST = Host(SETTINGS, catalogue(), LANES, SCHEDULES)
     REDIS = host_redis_settings(SETTINGS)
 except SettingsError as error:
     sys.exit(str(error))
 
 
 class WorkerSettings:
-    """What arq's command line reads. Lanes, tasks and their policies are in `app.catalogue`."""
+    """What arq's command line reads. Lanes, tasks and schedules are in `app.catalogue`."""
 
     redis_settings = REDIS
     queue_name = HOST_QUEUE
@@ -41,6 +42,7 @@ class WorkerSettings:
         cron(retention, name="maintenance.retention", second=0, timeout=300),
         # Workspaces are on the disk of a host, so each worker looks at its own.
         cron(trimming, name="maintenance.trimming", minute=30, second=0, timeout=300, unique=False),
+        *schedule_jobs(HOST.timetable),
     ]
     timezone = SETTINGS.zone
     on_startup = HOST.on_startup

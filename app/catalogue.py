@@ -1,4 +1,4 @@
-"""Which tasks and which lanes there are: the one place that names all domains."""
+"""Which tasks, lanes and schedules there are: the one place that names all domains."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from app.domains.repositories import tasks as repository_tasks
 from app.domains.system import tasks as system_tasks
 from app.engine.lane import LaneSettings
 from app.engine.registry import Catalogue
+from app.engine.timetable import Schedule
 
 LANES: dict[str, LaneSettings] = {
     "chat": LaneSettings(16),
@@ -29,6 +30,9 @@ LANES: dict[str, LaneSettings] = {
     "default": LaneSettings(8),
 }
 """The queues and how one worker runs them; `NIGHTSHIFT_QUEUES` chooses among them."""
+
+SCHEDULES: tuple[Schedule, ...] = ()
+"""The tasks that start by the clock, in every worker process."""
 
 MODULES: tuple[ModuleType, ...] = (agent_tasks, repository_tasks, system_tasks)
 

@@ -76,8 +76,9 @@ app = App(
 )
 dead_letters = App(name="dead-letters", help="Tasks that failed for good.")
 queues = App(name="queues", help="Queues: what stands in them; pause and resume.")
+schedules = App(name="schedules", help="Schedules: what starts by the clock; trigger, pause and resume.")
 keys = App(name="keys", help="API keys of a service on this machine.")
-for group in (dead_letters, queues, keys):
+for group in (dead_letters, queues, schedules, keys):
     app.command(group)
 
 
@@ -209,6 +210,46 @@ def resume(name: str, /) -> int:
     from app import cli_operation
 
     return cli_operation.change_queue(name, "resume")
+
+
+@schedules.default
+def list_schedules(*, as_json: Json = False) -> int:
+    """List the schedules with their next and last firing."""
+    from app import cli_schedules
+
+    return cli_schedules.list_all(as_json=as_json)
+
+
+@schedules.command(name="show")
+def show_schedule(name: str, /, *, as_json: Json = False) -> int:
+    """Show a schedule with its parameters and what became of its last tick."""
+    from app import cli_schedules
+
+    return cli_schedules.show(name, as_json=as_json)
+
+
+@schedules.command(name="trigger")
+def trigger_schedule(name: str, /) -> int:
+    """Start the task of a schedule now; prints its id (admin)."""
+    from app import cli_schedules
+
+    return cli_schedules.trigger(name)
+
+
+@schedules.command(name="pause")
+def pause_schedule(name: str, /) -> int:
+    """Fire no more ticks of a schedule; what runs goes on (admin)."""
+    from app import cli_schedules
+
+    return cli_schedules.change(name, "pause")
+
+
+@schedules.command(name="resume")
+def resume_schedule(name: str, /) -> int:
+    """Fire the ticks of a schedule again, those to come (admin)."""
+    from app import cli_schedules
+
+    return cli_schedules.change(name, "resume")
 
 
 @dead_letters.default

@@ -7,7 +7,7 @@ drains them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.domains.resources import open_resources, workspaces
 from app.engine.lane import LaneSettings
 from app.engine.registry import Catalogue
 from app.engine.service import Engine, open_engine
+from app.engine.timetable import Schedule, Timetable
 from app.settings import Settings
 from app.store.connection import arq_redis_settings, ride_out_restarts
 from app.store.embedded import attach_or_start
@@ -39,9 +40,19 @@ def host_redis_settings(settings: Settings) -> RedisSettings:
 
 
 class Host:
-    """The hooks of the stock worker, for one catalogue of tasks and its lanes."""
+    """The hooks of the stock worker, for one catalogue of tasks, its lanes and its schedules.
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, lanes: Mapping[str, LaneSettings]) -> None:
+    Raises `SettingsError` for a schedule that cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        lanes: Mapping[str, LaneSettings],
+        schedules: Iterable[Schedule] = (),
+    ) -> None:
+        self.timetable = Timetable(schedules, catalogue, settings.zone)
         self._settings = settings
         self._catalogue = catalogue
         self._lanes = lanes
@@ -51,13 +62,17 @@ class Host:
         """Open the engine and start the lanes; with `arq --burst`, work until the queues are empty."""
         take_over_logging()
         self._serve_metrics()
-        engine = await self._stack.enter_async_context(open_engine(self._settings, self._catalogue, self._lanes))
+        engine = await self._stack.enter_async_context(
+            open_engine(self._settings, self._catalogue, self._lanes, self.timetable)
+        )
         await ride_out_restarts(ctx["redis"], engine.url)
         resources = await self._stack.enter_async_context(open_resources(self._settings))
         worker = await self._stack.enter_async_context(engine.worker(resources))
         ctx["engine"] = engine
         if _is_burst():
             await worker.run_until_empty()
+        else:
+            await self._stack.enter_async_context(engine.scheduling())
 
     def _serve_metrics(self) -> None:
         port = self._settings.metrics_port

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,7 @@ from app.api import (
     jobs,
     queues,
     quotas,
+    schedules,
     streams,
     task_types,
     tasks,
@@ -34,12 +35,13 @@ from app.api.openapi import describe_problems
 from app.api.problems import install_problem_handlers
 from app.api.quotas import QuotaView
 from app.api.task_views import TaskView
-from app.catalogue import LANES
+from app.catalogue import LANES, SCHEDULES
 from app.catalogue import catalogue as all_tasks
 from app.engine.heartbeat import package_version
 from app.engine.lane import LaneSettings
 from app.engine.registry import Catalogue
 from app.engine.service import open_engine
+from app.engine.timetable import Schedule, Timetable
 from app.errors import SettingsError
 from app.settings import Settings, load_settings
 from app.telemetry import configure_logging, secret_values
@@ -50,6 +52,7 @@ ROUTERS = (
     dead_letters.router,
     queues.router,
     quotas.router,
+    schedules.router,
     workers.router,
     streams.router,
     tickets.router,
@@ -69,7 +72,7 @@ may carry `X-Correlation-ID`; its answer, its tasks and the log repeat it. Bodie
 TAGS = [
     {"name": "tasks", "description": "Post, read, await, cancel and repeat tasks."},
     {"name": "events", "description": "What happens to tasks, as it happens."},
-    {"name": "operation", "description": "Queues, workers and what failed for good."},
+    {"name": "operation", "description": "Queues, schedules, workers and what failed for good."},
     {"name": "health", "description": "Without credentials, for load balancers and scrapers."},
 ]
 
@@ -79,19 +82,23 @@ def create_app(
     *,
     catalogue: Catalogue | None = None,
     lanes: Mapping[str, LaneSettings] = LANES,
+    schedules: Iterable[Schedule] | None = None,
 ) -> FastAPI:
     """The application. It connects to Redis for as long as its lifespan lasts.
 
-    `settings` are those of the environment by default, `catalogue` and `lanes` those of the service. Its state, for
-    whoever serves a request: `settings`, `engine`, `authenticator`, `shutdown`. Raises `SettingsError` for settings it
-    cannot run with.
+    `settings` are those of the environment by default, `catalogue`, `lanes` and `schedules` those of the service;
+    another catalogue has no schedules but those given. Its state, for whoever serves a request: `settings`, `engine`,
+    `authenticator`, `shutdown`. Raises `SettingsError` for settings or schedules it cannot run with.
     """
     settings = settings or load_settings()
     tasks_of_app = catalogue or all_tasks()
+    if schedules is None:
+        schedules = SCHEDULES if catalogue is None else ()
+    timetable = Timetable(schedules, tasks_of_app, settings.zone)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_engine(settings, tasks_of_app, lanes) as engine, engine.listening():
+        async with open_engine(settings, tasks_of_app, lanes, timetable) as engine, engine.listening():
             app.state.engine = engine
             try:
                 with app.state.shutdown.on_signals():

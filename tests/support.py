@@ -12,6 +12,7 @@ from app.engine.job import TaskRecord
 from app.engine.lane import LaneSettings
 from app.engine.registry import Catalogue, Task
 from app.engine.service import Engine, open_engine
+from app.engine.timetable import Schedule, Timetable
 from app.settings import Settings, load_settings
 from app.store import keys
 
@@ -31,10 +32,13 @@ async def engine_on(
     tasks: Iterable[Task[Any, Any]] = (),
     *,
     lanes: Mapping[str, LaneSettings] = LANES,
+    schedules: Iterable[Schedule] = (),
     **overrides: Any,
 ) -> AsyncIterator[Engine]:
     """An engine with the given tasks on the server at `url`."""
-    async with open_engine(settings_for(url, **overrides), Catalogue(tasks, lanes), lanes) as engine:
+    settings, catalogue = settings_for(url, **overrides), Catalogue(tasks, lanes)
+    timetable = Timetable(schedules, catalogue, settings.zone)
+    async with open_engine(settings, catalogue, lanes, timetable) as engine:
         yield engine
 
 

@@ -23,6 +23,7 @@ from app.client import open_api
 from app.domains.system import tasks as system
 from app.engine.context import TaskContext
 from app.engine.registry import task
+from app.engine.timetable import Schedule
 from app.errors import RemoteStatus
 from app.settings import settings
 from app.store import keys as store_keys
@@ -62,6 +63,7 @@ async def stumble(ctx: TaskContext, params: Stumble) -> Stumble:
 
 
 TASKS = (system.echo, system.sleep, system.fail, talk, stumble)
+SCHEDULES = (Schedule("nightly", "system.echo", cron="0 3 * * *", params={"value": 1}, timezone="Asia/Tokyo"),)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 async def live(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Live]:
-    async with live_on(redis_url, TASKS) as running:
+    async with live_on(redis_url, TASKS, schedules=SCHEDULES) as running:
         monkeypatch.setenv("NIGHTSHIFT_URL", f"http://{running.address}")
         monkeypatch.setenv("NIGHTSHIFT_API_KEY", running.keys["ada"])
         yield running
@@ -253,6 +255,38 @@ async def test_queues_are_listed_paused_and_resumed(run: Run) -> None:
     unknown = await run("queues", "pause", "nosuch")
     assert (unknown.code, unknown.out) == (1, "")
     assert "nosuch" in unknown.err
+
+
+@pytest.mark.usefixtures("as_admin")
+async def test_schedules_are_listed_shown_paused_and_resumed(run: Run) -> None:
+    row = (await run("schedules")).out.splitlines()[1]
+    assert re.match(r"nightly +system\.echo +0 3 \* \* \* +Asia/Tokyo +\S+ 18:00:00Z$", row)
+    assert (await run("schedules", "pause", "nightly")).out == "nightly: paused\n"
+    assert "  paused" in (await run("schedules")).out
+    assert (await run("schedules", "--json")).json()[0]["paused"]
+    assert re.match(r"nightly: running, next \S+ 18:00:00Z$", (await run("schedules", "resume", "nightly")).out)
+    shown = await run("schedules", "show", "nightly")
+    assert re.search(r"^cron +0 3 \* \* \* \(Asia/Tokyo\)$", shown.out, re.MULTILINE)
+    assert json.loads(shown.out.partition("params\n")[2]) == {"value": 1}
+    assert (await run("schedules", "show", "nightly", "--json")).json()["name"] == "nightly"
+    unknown = await run("schedules", "trigger", "nosuch")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert "nosuch" in unknown.err
+
+
+@pytest.mark.usefixtures("as_admin")
+async def test_a_triggered_schedule_prints_the_task_that_can_be_watched(run: Run) -> None:
+    task_id = (await run("schedules", "trigger", "nightly")).out.strip()
+    assert (await run("watch", task_id)).code == 0
+    assert "SUCCESS" in (await run("schedules")).out
+    assert task_id in (await run("schedules", "show", "nightly")).out
+
+
+async def test_schedules_are_changed_by_admins_only(live: Live, run: Run) -> None:
+    assert (await run("schedules")).out == "No schedules.\n"
+    refused = await run("schedules", "trigger", "nightly")
+    assert (refused.code, refused.out) == (1, "")
+    assert "admin" in refused.err
 
 
 @pytest.mark.usefixtures("as_admin")
@@ -469,7 +503,7 @@ def test_help_names_every_command_and_needs_no_service() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     commands = set(re.findall(r"^│ ([a-z-]+) ", done.stdout, re.MULTILINE))
     assert {"serve", "submit", "watch", "show", "ls", "cancel", "retry", "tasks"} <= commands
-    assert {"dead-letters", "queues", "workers", "keys", "doctor"} <= commands
+    assert {"dead-letters", "queues", "schedules", "workers", "keys", "doctor"} <= commands
     assert "NIGHTSHIFT_URL" in done.stdout
 
 

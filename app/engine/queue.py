@@ -137,7 +137,7 @@ class TaskQueue:
             raise InvalidInput(f"expected 1 to {MAX_BATCH} tasks, got {len(submissions)}", pointer="/tasks")
         single = len(submissions) == 1
         group = [
-            self._prepare(item, user_id, correlation_id, "" if single else f"/tasks/{index}")
+            self.prepare(item, user_id, correlation_id, "" if single else f"/tasks/{index}")
             for index, item in enumerate(submissions)
         ]
         reply = await self._groups.run(group)
@@ -245,7 +245,8 @@ class TaskQueue:
                 await asyncio.sleep(pause_s)
         return await self._scripts.enqueue(groups, self._max_depth)
 
-    def _prepare(self, item: Submission, user_id: str, correlation_id: str | None, at: str) -> NewTask:
+    def prepare(self, item: Submission, user_id: str, correlation_id: str | None = None, at: str = "") -> NewTask:
+        """A checked task for a script that enqueues. Raises as `enqueue` does, with `at` before the pointer."""
         try:
             spec = self.catalogue[item.task].spec
             params = validated(spec, item.params)

@@ -19,14 +19,17 @@ from app.engine.limits import Quotas
 from app.engine.queue import TaskQueue
 from app.engine.queues import Queues
 from app.engine.registry import Catalogue
+from app.engine.schedules import Schedules
 from app.engine.supervise import supervise
 from app.engine.tickets import Tickets
+from app.engine.timetable import Timetable
 from app.engine.waiter import WAIT_S
 from app.engine.worker import Worker
 from app.errors import SettingsError
 from app.settings import Settings
 from app.store.connection import COMMAND_TIMEOUT_S, connect
 from app.store.embedded import shared_server
+from app.store.schedule_scripts import ScheduleScripts
 from app.store.scripts import Scripts
 
 SWEEP_LIMIT = 500
@@ -38,7 +41,14 @@ class Engine:
     """Everything that can be done with tasks, bound to one Redis."""
 
     def __init__(
-        self, url: str, redis: Redis, settings: Settings, catalogue: Catalogue, lanes: Mapping[str, LaneSettings]
+        self,
+        url: str,
+        redis: Redis,
+        settings: Settings,
+        catalogue: Catalogue,
+        lanes: Mapping[str, LaneSettings],
+        *,
+        timetable: Timetable | None = None,
     ) -> None:
         self.url = url
         self.redis = redis
@@ -57,6 +67,12 @@ class Engine:
         self.hub = EventHub(redis, self.events)
         self.queues = Queues(self.scripts, lanes)
         self.dead_letters = DeadLetters(self.scripts, self.tasks)
+        self.schedules = Schedules(
+            ScheduleScripts(self.scripts),
+            self.tasks,
+            timetable or Timetable((), catalogue, settings.zone),
+            max_depth=settings.queue_max_depth,
+        )
         self.tickets = Tickets(redis)
         self.quotas = Quotas(self.scripts, settings.quota_limits)
 
@@ -108,6 +124,19 @@ class Engine:
             await waiting.aclose()
 
     @asynccontextmanager
+    async def scheduling(self) -> AsyncIterator[None]:
+        """Fire what is due of the schedules inside the block, as every worker does."""
+        if not len(self.schedules.timetable):
+            yield
+            return
+        task = asyncio.create_task(supervise("schedules", self.schedules.watch))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    @asynccontextmanager
     async def listening(self) -> AsyncIterator[EventHub]:
         """Keep the event subscription going inside the block."""
         task = asyncio.create_task(supervise("events", self.hub.run))
@@ -138,26 +167,27 @@ def chosen_lanes(
 
 @asynccontextmanager
 async def open_engine(
-    settings: Settings, catalogue: Catalogue, lanes: Mapping[str, LaneSettings]
+    settings: Settings,
+    catalogue: Catalogue,
+    lanes: Mapping[str, LaneSettings],
+    timetable: Timetable | None = None,
 ) -> AsyncIterator[Engine]:
-    """Connect to Redis, or to the embedded server where none is configured, for the length of the block."""
-    if settings.redis_url is not None:
-        async with _connected(settings.redis_url.get_secret_value(), settings, catalogue, lanes) as engine:
-            yield engine
-    else:
-        async with (
-            shared_server(settings.data_dir) as url,
-            _connected(url, settings, catalogue, lanes) as engine,
-        ):
-            yield engine
+    """Connect to Redis, or to the embedded server where none is configured, for the length of the block.
+
+    Without a timetable there are no schedules.
+    """
+    async with _url(settings) as url:
+        redis = connect(url)
+        try:
+            yield Engine(url, redis, settings, catalogue, lanes, timetable=timetable)
+        finally:
+            await redis.aclose()
 
 
 @asynccontextmanager
-async def _connected(
-    url: str, settings: Settings, catalogue: Catalogue, lanes: Mapping[str, LaneSettings]
-) -> AsyncIterator[Engine]:
-    redis = connect(url)
-    try:
-        yield Engine(url, redis, settings, catalogue, lanes)
-    finally:
-        await redis.aclose()
+async def _url(settings: Settings) -> AsyncIterator[str]:
+    if settings.redis_url is not None:
+        yield settings.redis_url.get_secret_value()
+    else:
+        async with shared_server(settings.data_dir) as url:
+            yield url

@@ -31,6 +31,7 @@ a ready one its place (below any time) |
 | `ns:paused` | set | paused queues |
 | `ns:queues` | set | queues that ever held a task |
 | `ns:workers`, `ns:worker:<id>` | zset, string | heartbeats |
+| `ns:schedule:<name>` | hash | what is remembered of a schedule, see `app/engine/schedules.py` |
 | `ns:stock-scan` | string | how far retention has looked for tasks that stock workers finished |
 | `ns:quota:<key>` | hash | use of a quota by bucket, and the sums |
 | `ns:quota-hold:<id>` | string | a reservation: bucket, requests, tokens |
@@ -84,6 +85,7 @@ PREFIXES: Final[dict[str, str]] = {
     "quota_shrunk": "ns:quota-shrunk:",
     "ticket": "ns:ticket:",
     "stock_scan": "ns:stock-scan",
+    "schedule": "ns:schedule:",
 }
 
 ABORT: Final = PREFIXES["abort"]

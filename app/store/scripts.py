@@ -50,6 +50,8 @@ CLAIM_FIELDS = (
 
 LIBRARIES = dict.fromkeys(("reserve_quota", "settle_quota", "park_quota", "quota_stats"), "quota")
 """What stands between `lib.lua` and a script besides."""
+INCLUDES = {"fire_schedule": ("enqueue",)}
+"""Scripts that another one calls as functions of its own, which take its ARGV as a table."""
 
 Arg = str | bytes | int | float
 Fields = list[bytes]
@@ -216,9 +218,7 @@ class Scripts:
             return await self.redis.execute_command("EVALSHA", script.digest, 0, *args)
 
     def _load(self, name: str) -> _Script:
-        library = LIBRARIES.get(name)
-        parts = [name] if library is None else [library, name]
-        source = "\n".join([self._head, *((LUA_DIR / f"{part}.lua").read_text("utf8") for part in parts)])
+        source = self._head + _body(name)
         script = _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
         self._loaded[name] = script
         return script
@@ -381,4 +381,14 @@ class Scripts:
 
 def lua_source(name: str, idempotency_ttl_s: float = 86_400.0) -> str:
     """The full text of a script, for the lease thread's own client."""
-    return head(idempotency_ttl_s) + (LUA_DIR / f"{name}.lua").read_text("utf8")
+    return head(idempotency_ttl_s) + _body(name)
+
+
+def _body(name: str) -> str:
+    library = f"{_text(LIBRARIES[name])}\n" if name in LIBRARIES else ""
+    included = (f"local function {other}(ARGV)\n{_body(other)}\nend\n" for other in INCLUDES.get(name, ()))
+    return library + "".join(included) + _text(name)
+
+
+def _text(name: str) -> str:
+    return (LUA_DIR / f"{name}.lua").read_text("utf8")

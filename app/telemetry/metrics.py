@@ -57,6 +57,13 @@ QUEUE_WAIT_S = _registered(
     TallyHistogram("nightshift_queue_wait_seconds", "From due to claimed.", ("queue",), _WAITS_S)
 )
 TASKS_RUNNING = _registered(TallyGauge("nightshift_tasks_running", "Attempts running in this process.", ("queue",)))
+SCHEDULE_TICKS = Counter(
+    "nightshift_schedule_ticks",
+    "Ticks of schedules decided here (fired, caught_up, missed, paused, overlap), tries at a full queue (full), and "
+    "triggers.",
+    ("schedule", "outcome"),
+    registry=REGISTRY,
+)
 QUEUE_TASKS = _registered(
     TallyGauge("nightshift_queue_tasks", "Unfinished tasks by state, as last read from Redis.", ("queue", "state"))
 )

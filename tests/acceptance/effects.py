@@ -18,7 +18,9 @@ from app.engine.context import TaskContext
 from app.engine.lane import LaneSettings
 from app.engine.policy import RetryPolicy
 from app.engine.registry import Catalogue, task
+from app.engine.timetable import Schedule
 from app.host import HEALTH_CHECK_INTERVAL_S, Host, host_redis_settings, retention
+from app.schedule_jobs import schedule_jobs
 from app.settings import load_settings
 from app.store.connection import connect
 from app.store.keys import HOST_QUEUE
@@ -102,14 +104,21 @@ async def deaf(ctx: TaskContext, params: Effect) -> None:
 TASKS = (once, none, steps, stubborn_first, block, deaf)
 
 
-def worker_settings(*tasks: object) -> dict[str, object]:
+SCHEDULES = (
+    Schedule("every-second", "effect.once", cron="* * * * * *", params={"name": "tick"}, overlap=True),
+    Schedule("no-overlap", "effect.once", cron="* * * * * *", params={"name": "alone", "seconds": 2.5}),
+)
+"""Of a worker of `tests.acceptance.effects_scheduled`."""
+
+
+def worker_settings(*tasks: object, schedules: tuple[Schedule, ...] = ()) -> dict[str, object]:
     """arq worker settings for a catalogue, composed as `worker.py` does."""
     configure_logging(SETTINGS.log_level, SETTINGS.log_format)
-    host = Host(SETTINGS, Catalogue(tasks, LANES), LANES)  # type: ignore[arg-type]
+    host = Host(SETTINGS, Catalogue(tasks, LANES), LANES, schedules)  # type: ignore[arg-type]
     return {
         "redis_settings": host_redis_settings(SETTINGS),
         "queue_name": HOST_QUEUE,
-        "cron_jobs": [cron(retention, name="maintenance.retention", second=0)],
+        "cron_jobs": [cron(retention, name="maintenance.retention", second=0), *schedule_jobs(host.timetable)],
         "on_startup": host.on_startup,
         "on_shutdown": host.on_shutdown,
         "job_serializer": wire.serializer,

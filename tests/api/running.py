@@ -18,6 +18,7 @@ from app.api.api_keys import create_key
 from app.engine.lane import LaneSettings
 from app.engine.registry import Catalogue, Task
 from app.engine.service import Engine
+from app.engine.timetable import Schedule
 from app.main import create_app
 from tests.support import LANES, settings_for
 
@@ -50,11 +51,12 @@ def app_on(
     tasks: Iterable[Task[Any, Any]] = (),
     *,
     lanes: Mapping[str, LaneSettings] = LANES,
+    schedules: Iterable[Schedule] = (),
     **overrides: Any,
 ) -> FastAPI:
     """The application with the given tasks on the server at `url`."""
     settings = settings_for(url, auth="keys", api_keys_file=keys_file, **overrides)
-    return create_app(settings, catalogue=Catalogue(tasks, lanes), lanes=lanes)
+    return create_app(settings, catalogue=Catalogue(tasks, lanes), lanes=lanes, schedules=schedules)
 
 
 @asynccontextmanager

@@ -10,11 +10,16 @@ from pydantic import BaseModel
 
 from app.engine.context import TaskContext
 from app.engine.registry import task
+from app.engine.timetable import Schedule
 from app.errors import PermanentError
 from tests.api.running import Api, Operation, api_on, everything, operations
 from tests.support import finished
 
-ADMIN_ROUTES = {"POST /api/queues/{name}/pause", "POST /api/queues/{name}/resume", "GET /api/workers"}
+ADMIN_ROUTES = {
+    *("POST /api/queues/{name}/pause", "POST /api/queues/{name}/resume", "GET /api/workers"),
+    *(f"POST /api/schedules/{{name}}/{action}" for action in ("trigger", "pause", "resume")),
+}
+OF_A_SCHEDULE = {"GET /api/schedules/{name}"}
 OPEN_ROUTES = {"GET /healthz", "GET /readyz", "GET /metrics"}
 PER_CALLER = {"GET /api/projects/{project_id}/events"}
 """A path parameter that is no one's property: each caller has a view of a project of their own."""
@@ -35,7 +40,8 @@ async def broken(ctx: TaskContext, params: Nothing) -> None:
 
 @pytest.fixture
 async def api(redis_url: str) -> AsyncIterator[Api]:
-    async with api_on(redis_url, (broken,)) as running:
+    schedule = Schedule("default", "test.broken", cron="0 3 * * *", user_id="ada")
+    async with api_on(redis_url, (broken,), schedules=[schedule]) as running:
         yield running
 
 
@@ -60,7 +66,7 @@ async def call(client: httpx.AsyncClient, operation: Operation, **parameters: st
 def test_the_routes_are_all_accounted_for() -> None:
     assert {str(one) for one in operations() if one.is_open} == OPEN_ROUTES
     with_parameters = {str(one) for one in CLOSED if "{" in one.path}
-    assert with_parameters <= {str(one) for one in OF_A_TASK} | ADMIN_ROUTES | PER_CALLER
+    assert with_parameters <= {str(one) for one in OF_A_TASK} | ADMIN_ROUTES | OF_A_SCHEDULE | PER_CALLER
     assert len(OF_A_TASK) >= 6
     assert len(LISTS) >= 5
 
@@ -151,4 +157,13 @@ async def test_operators_routes_need_the_admin_scope(api: Api, operation: Operat
     answer = await call(api.ada, operation)
     assert (answer.status_code, answer.json()["type"]) == (403, "urn:nightshift:problem:forbidden")
     assert await everything(api.engine.redis) == before
-    assert (await call(api.root, operation)).status_code == 200
+    assert (await call(api.root, operation)).status_code in (200, 202)
+
+
+async def test_a_schedule_is_seen_by_the_owner_of_its_tasks(api: Api) -> None:
+    for client, count in ((api.ada, 1), (api.root, 1), (api.bob, 0)):
+        assert len((await client.get("/api/schedules")).json()["items"]) == count
+    assert (await api.ada.get("/api/schedules/default")).json()["user_id"] == "ada"
+    of_another, of_nobody = await api.bob.get("/api/schedules/default"), await api.bob.get("/api/schedules/nothing")
+    assert of_another.status_code == of_nobody.status_code == 404
+    assert anonymous(of_another, "default") == anonymous(of_nobody, "nothing")
