@@ -15,6 +15,8 @@ States of a step: *not stored* -> runs -> *stored*. What happens at each failure
 - the worker dies between the effect and the storing of its result: the effect happens again. This window remains in any
   system that has its effects elsewhere; give the effect an idempotency key made of `ctx.task_id` and the step's name;
 - the lease is lost: the result is not stored (`LeaseLost`), since another attempt owns the task;
+- the task fails for good: its steps live as long as its dead letter, and a replay of that goes on behind them, as a new
+  task (`app/engine/dead_letters.py`);
 - the steps come in another order than they were stored in: `StepOrderChanged`, which names both, and fails the task.
 
 Concurrent steps (`asyncio.gather`) are numbered in the order in which they are called, not in that of their ends.

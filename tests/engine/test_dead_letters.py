@@ -291,7 +291,9 @@ async def test_an_id_that_a_stock_client_uses_again_has_one_letter_and_no_old_st
     await redis.set(keys.job(old), b'{"t":null,"f":"test.five","a":[],"k":{"n":9},"et":1}')
     await redis.zadd(keys.queue("default"), {old: 1})
     async with engine.worker():
-        assert (await finished(engine, old)).attempt == 1
+        record = await finished(engine, old)
+    assert (record.attempt, len(record.steps)) == (1, 3)
+    assert all(record.enqueued_at < record.started_at <= step.completed_at for step in record.steps)
     assert effects == {"a": 2, "b": 2, "c": 2, "d": 2}
     assert await letters(engine) == [old]
     assert (await dead(engine))["default"] == 1

@@ -120,9 +120,8 @@ end
 -- Completed steps of a dead letter become those of a new task. What a wait has begun and not ended is left behind.
 local function take_steps(letter, id)
   local from, to, stored, kept = K.steps .. letter, K.steps .. id, {}, 0
-  if redis.call('EXISTS', from) == 0 then return end
-  -- While the old record lives, it shows its steps.
-  redis.call(redis.call('EXISTS', K.task .. letter) == 1 and 'COPY' or 'RENAME', from, to)
+  -- A copy: while the old record lives, it shows its steps.
+  if redis.call('COPY', from, to) == 0 then return end
   local fields = redis.call('HKEYS', to)
   for _, field in ipairs(fields) do stored[field] = true end
   for _, field in ipairs(fields) do
