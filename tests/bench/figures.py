@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from tests.bench import api, contest, models, scaling, sockets, workers
+from tests.bench import api, contest, models, quotas, scaling, sockets, workers
 from tests.bench.plan import Plan
 from tests.bench.rows import Row
 from tests.bench.server import FAILURES
@@ -23,6 +23,7 @@ OWN: dict[str, Figure] = {
     "kill": workers.killed_worker,
     "idle": workers.idle_worker,
     "workers": scaling.worker_growth,
+    "quotas": quotas.quota_accuracy,
     "backlog": scaling.backlog_growth,
 }
 NAMES = (*CONTEST, *OWN)

@@ -38,6 +38,9 @@ class Plan:
     workers: tuple[int, ...] = (1, 2, 4)
     workers_tasks: int = 20_000
 
+    quota_window_s: float = 10.0
+    quota_windows: float = 3.5
+
 
 FULL = Plan(quick=False)
 QUICK = Plan(
@@ -45,4 +48,5 @@ QUICK = Plan(
     api_slice_s=0.4, api_slices=2, sockets=100, events_per_s=200, events_s=2.0,
     model_calls=100, model_chunks=20, model_chunk_s=0.1, kills=1, idle_s=3.0,
     backlogs=(1_000, 20_000), backlog_tasks=3_000, workers=(1, 2), workers_tasks=4_000,
+    quota_window_s=3.0, quota_windows=2.5,
 )  # fmt: skip
