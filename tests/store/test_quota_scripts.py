@@ -74,9 +74,11 @@ class Log:
         return sum(grant[1] for grant in recent), sum(grant[2] for grant in recent)
 
 
+# Often such that something is about to leave the window.
+PAUSES_MS = st.one_of(st.integers(0, 40_000), st.integers(56_000, WINDOW_MS), st.integers(0, 2 * BUCKET_MS))
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("pass"), st.integers(0, 40_000)),
+        st.tuples(st.just("pass"), PAUSES_MS),
         st.tuples(st.just("ask"), st.integers(0, 300)),
         st.tuples(st.just("settle"), st.integers(0, 400)),
     ),
