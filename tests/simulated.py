@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from app.engine.wire import encode_payload
 from app.store import keys
-from app.store.scripts import CLAIM_FIELDS, Emit, Finish, NewTask, Reschedule, Scripts
+from app.store.items import Emit, Finish, NewTask, Reschedule
+from app.store.scripts import CLAIM_FIELDS, Scripts
 
 LEASE_MS = 60_000
 DAY_MS = 86_400_000

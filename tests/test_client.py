@@ -11,8 +11,8 @@ import pytest
 from app.client import ApiClient, ApiError, TaskEvent, open_api
 from app.domains.system import tasks as system
 from app.engine.context import TaskContext
-from app.engine.queue import Submission
 from app.engine.registry import task
+from app.engine.submissions import Submission
 from app.errors import InvalidInput, MalformedReply, RemoteUnreachable
 from tests.api.live import Live, live_on
 from tests.fakes.proxy import Proxy

@@ -9,8 +9,10 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic.config import JsonDict
 
 from app.api.dependencies import Label
-from app.engine.queue import HIGHEST_PRIORITY, MAX_BATCH, MAX_DELAY_S, MAX_TAGS, Submission
+from app.engine.queue import MAX_BATCH
 from app.engine.registry import MAX_NAME_LENGTH
+from app.engine.submissions import HIGHEST_PRIORITY, MAX_DELAY_S, MAX_TAGS, Submission
+from app.engine.waits import EVENT_NAME
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
 _EXAMPLE: JsonDict = {"task": "system.echo", "params": {"value": "hello"}, "project_id": "apollo", "tags": ["demo"]}
@@ -82,6 +84,25 @@ class BatchAccepted(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"task_ids": ["019ab3f0c1d2004f8b6d4e1c9a7f0325"]}]})
 
     task_ids: list[str] = Field(description="In the order of the request.")
+
+
+class EventRequest(BaseModel):
+    """Something that has happened outside and that a task waits for, or will."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "paid", "payload": {"amount": 12}}]}
+    )
+
+    name: str = Field(pattern=f"^{EVENT_NAME.pattern}$", description="As the task knows it.")
+    payload: Any = Field(None, description="Anything, up to 64 KiB.")
+
+
+class EventAccepted(BaseModel):
+    """The event is kept until the task takes it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"delivered": True}]})
+
+    delivered: bool = Field(description="False: an event with this idempotency key was delivered before.")
 
 
 class RetryRequest(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -67,6 +67,18 @@ class StepView(BaseModel):
     duration_s: float
 
 
+class WaitingForView(BaseModel):
+    """What a task waits for. It holds no worker meanwhile."""
+
+    kind: Literal["tasks", "time", "event", "approval"]
+    step: str = Field(description="The name of the wait among the task's steps.")
+    until: AwareDatetime = Field(description="When it waits no longer.")
+    task_ids: list[str] = Field([], description="Of `tasks`: the first twenty of them.")
+    count: int | None = Field(None, description="Of `tasks`: how many when the wait began.")
+    name: str | None = Field(None, description="Of `event`: its name.")
+    approval_id: str | None = Field(None, description="Of `approval`: which.")
+
+
 class TaskErrorView(BaseModel):
     """What the last attempt died of. Some errors carry further members."""
 
@@ -92,7 +104,7 @@ class TaskView(BaseModel):
     attempt: int = Field(description="Which attempt this is or was; 0 before the first.")
     max_attempts: int | None = Field(description="Null for a task that a plain arq client enqueued.")
     next_attempt_at: AwareDatetime | None = Field(description="When a delayed task, or its next attempt, is due.")
-    waiting_for: None = Field(description="Null: no task of this version waits for another.")
+    waiting_for: WaitingForView | None = Field(description="What a task in WAITING waits for.")
     user_id: str
     project_id: str | None
     parent_id: str | None = Field(description="The task that started it.")
@@ -126,7 +138,7 @@ def task_view(record: TaskRecord) -> dict[str, Any]:
         "attempt": record.attempt,
         "max_attempts": record.max_attempts,
         "next_attempt_at": record.next_attempt_at,
-        "waiting_for": None,
+        "waiting_for": record.waiting_for,
         "user_id": record.user_id,
         "project_id": record.project_id,
         "parent_id": record.parent_id,

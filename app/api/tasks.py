@@ -26,7 +26,7 @@ from app.api.dependencies import (
 from app.api.etags import etag_of, matches
 from app.api.json_route import JsonRoute
 from app.api.openapi import problem_responses
-from app.api.task_requests import BatchAccepted, BatchRequest, RetryRequest, TaskRequest
+from app.api.task_requests import BatchAccepted, BatchRequest, EventAccepted, EventRequest, RetryRequest, TaskRequest
 from app.api.task_views import (
     TaskList,
     TaskView,
@@ -242,6 +242,31 @@ async def retry_task(task_id: TaskId, caller: Caller, engine: EngineDep, body: R
         correlation_id=current_correlation_id(),
     )
     return task_answer(await engine.tasks.get(accepted.task_id, user_id=owner_of(caller)), 202)
+
+
+@router.post(
+    "/{task_id}/events",
+    status_code=202,
+    summary="Deliver an event to a task",
+    response_model=EventAccepted,
+    responses=problem_responses(404, 409, 413, 422),
+)
+async def deliver_event(
+    task_id: TaskId,
+    body: EventRequest,
+    caller: Caller,
+    engine: EngineDep,
+    idempotency_key: Annotated[Label | None, Header(description="The same key again delivers nothing more.")] = None,
+) -> Response:
+    """Give a task something that it waits for, or will wait for; events of one name are taken in their order.
+
+    Problems: 409 when the task is finished; 413 when the payload is larger than 64 KiB, or the task has 1,000 events
+    that it did not take.
+    """
+    delivered = await engine.inbox.deliver(
+        task_id, body.name, body.payload, user_id=owner_of(caller), key=idempotency_key
+    )
+    return json_response({"delivered": delivered}, 202)
 
 
 async def _made_before(engine: Engine, task_id: str, user_id: str) -> TaskRecord:

@@ -2,6 +2,7 @@
 
     refuse -> decode -> call -> result            -> Completed
        |         |        |- error --- policy --- -> Again | Failed
+       |         |        |- it leaves by itself  -> Suspended | HandedBack
        |         |        |- cancelled by owner   -> Cancelled
        |         |        |- worker is stopping   -> HandedBack
        |         |        |- lease lost           -> Abandoned (nothing may be written)
@@ -27,6 +28,7 @@ from app.engine import wire
 from app.engine.context import Services, TaskContext, TaskInfo
 from app.engine.interrupt import Interruptible
 from app.engine.job import ErrorInfo, bound_text, moment
+from app.engine.outcomes import Abandoned, Again, Cancelled, Completed, Failed, HandedBack, Outcome, Suspended
 from app.engine.policy import RetryPolicy, after_failure
 from app.engine.registry import Catalogue, Task, TaskSpec
 from app.errors import (
@@ -55,53 +57,6 @@ INSIST_S = 2.0
 """How often a task that survives its hard limit is stopped again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The task returned; `result` is JSON."""
-
-    result: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The task is over with an error."""
-
-    error: ErrorInfo
-    traceback: str
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """The task runs again in `delay_s` seconds, which costs it a try."""
-
-    error: ErrorInfo
-    delay_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class HandedBack:
-    """The task runs again elsewhere in `delay_s` seconds, which costs it nothing."""
-
-    reason: ErrorInfo
-    delay_s: float
-    mark: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """The owner cancelled it; `result` is the JSON of what it returned all the same, or empty."""
-
-    result: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Abandoned:
-    """Another attempt owns the task; nothing may be written."""
-
-
-Outcome = Completed | Failed | Again | HandedBack | Cancelled | Abandoned
-
-
 class WorkerStopping(asyncio.CancelledError):
     """Raised inside a task when its worker stops and the grace is over; it will run again elsewhere."""
 
@@ -112,6 +67,14 @@ class _LeaseGone(asyncio.CancelledError):
 
 class _HardStop(asyncio.CancelledError):
     pass
+
+
+class Leaving(asyncio.CancelledError):
+    """Raised inside a task that leaves its worker for now, to wait; what it cleans up it does on its way out."""
+
+    def __init__(self, outcome: Suspended | HandedBack) -> None:
+        super().__init__("the task leaves its worker for now")
+        self.outcome = outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +121,10 @@ class Attempt:
         if not isinstance(self._stop, TaskCancelled):
             self._interrupt(TaskCancelled("the task was cancelled"))
 
+    def leave(self, outcome: Suspended | HandedBack) -> None:
+        """The task itself has nothing to do for now: raise `Leaving` inside it; its attempt ends with `outcome`."""
+        self._interrupt(Leaving(outcome))
+
     def lose(self) -> None:
         """The lease is lost: stop, and write nothing more."""
         self._interrupt(_LeaseGone("the lease was lost"))
@@ -187,6 +154,9 @@ class Attempt:
             raise
         except BaseException as error:
             return self._after(error, self.task.spec.retry)
+        if isinstance(self._stop, Leaving):
+            # It has swallowed the interruption and returned something: it still waits, and comes to this place again.
+            return self._stop.outcome
         return Cancelled(result) if isinstance(self._stop, TaskCancelled) else Completed(result)
 
     def _refuse(self) -> Outcome | None:
@@ -231,7 +201,7 @@ class Attempt:
 
     async def _call(self, task: Task[Any, Any], params: BaseModel) -> Any:
         loop = asyncio.get_running_loop()
-        ctx = TaskContext(self._info(task.spec), self._services)
+        ctx = TaskContext(self._info(task.spec), self._services, self.leave)
         self._running = Interruptible(task.function(ctx, params))  # type: ignore[arg-type]
         bounds = task.spec.limits
         soft = loop.call_later(
@@ -252,8 +222,9 @@ class Attempt:
         self._hard_timer = asyncio.get_running_loop().call_later(INSIST_S, self._insist)
 
     def _interrupt(self, reason: asyncio.CancelledError) -> None:
-        # The first reason wins, but a lost lease outdoes all: nothing may be written then.
-        if self._stop is None or isinstance(reason, _LeaseGone):
+        # The first reason wins, but a lost lease outdoes all: nothing may be written then. A task that leaves by itself
+        # may be overtaken by any other.
+        if self._stop is None or isinstance(self._stop, Leaving) or isinstance(reason, _LeaseGone):
             self._stop = reason
         if self._running is not None:
             self._running.interrupt(reason)
@@ -266,6 +237,8 @@ class Attempt:
             return Cancelled()
         if isinstance(self._stop, WorkerStopping) or _is_cancelled_from_outside(error):
             return _handed_back(WorkerStopping("the worker is stopping"), 0.0)
+        if isinstance(self._stop, Leaving):
+            return self._stop.outcome
         if isinstance(self._stop, _HardStop):
             assert self.task is not None
             error = HardTimeLimit(f"the task did not end within its hard limit of {self.task.spec.limits.hard_s:g} s")
@@ -290,6 +263,7 @@ class Attempt:
             max_attempts=spec.retry.max_attempts,
             enqueued_at=moment(fields["enqueued_at"]),
             token=claim.token,
+            claimed_ms=claim.started_ms,
             percent=_percent(fields),
             has_steps="steps" in fields,
         )

@@ -17,7 +17,8 @@ from loguru import logger
 
 from app.engine.batch import Batcher
 from app.store.connection import REFUSED_FOR_NOW
-from app.store.scripts import Emit, Finish, Reschedule, Scripts, StepRecord
+from app.store.items import Emit, Finish, Reschedule, StepRecord, Suspend
+from app.store.scripts import Scripts
 from app.telemetry import metrics
 
 EVENT_PATIENCE_S = 30.0
@@ -33,6 +34,7 @@ class Committer:
         self._scripts = scripts
         self._finishes: Batcher[Finish, int] = Batcher(self._finish, weigh=lambda item: len(item.result))
         self._reschedules: Batcher[Reschedule, int] = Batcher(self._reschedule, weigh=lambda item: len(item.error))
+        self._suspends: Batcher[Suspend, int] = Batcher(self._suspend, weigh=lambda item: 64 * len(item.subjects))
         self._steps: Batcher[StepRecord, int] = Batcher(self._record, weigh=lambda item: len(item.result))
         self._emits: Batcher[Emit, int] = Batcher(self._emit, weigh=lambda item: len(item.payload))
 
@@ -44,6 +46,10 @@ class Committer:
         """Have a task run again. 0 when the lease was lost and nothing was written."""
         return self._reschedules.submit(item)
 
+    def suspend(self, item: Suspend) -> Awaitable[int]:
+        """Have a task wait. 0 when the lease was lost and nothing was written."""
+        return self._suspends.submit(item)
+
     def emit(self, item: Emit) -> Awaitable[int]:
         """Append an event. 0 when the lease was lost and nothing was written."""
         return self._emits.submit(item)
@@ -54,7 +60,7 @@ class Committer:
 
     async def drain(self) -> None:
         """Wait until everything is written."""
-        for batcher in (self._emits, self._steps, self._reschedules, self._finishes):
+        for batcher in (self._emits, self._steps, self._suspends, self._reschedules, self._finishes):
             await batcher.drain()
 
     async def _finish(self, items: Sequence[Finish]) -> list[int]:
@@ -63,6 +69,9 @@ class Committer:
 
     async def _reschedule(self, items: Sequence[Reschedule]) -> list[int]:
         return await _insist(self._scripts.reschedule, items, None)
+
+    async def _suspend(self, items: Sequence[Suspend]) -> list[int]:
+        return await _insist(self._scripts.suspend, items, None)
 
     async def _record(self, items: Sequence[StepRecord]) -> list[int]:
         return await _insist(self._scripts.record_step, items, None)

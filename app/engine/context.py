@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
@@ -19,11 +19,14 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine.events import MAX_EVENT_BYTES, TYPE, stream_name
 from app.engine.limits import Guest, Quota, Quotas
-from app.engine.queue import Submission
+from app.engine.outcomes import HandedBack, Suspended
 from app.engine.registry import Task
 from app.engine.steps import Steps, StepStore
-from app.errors import InvalidInput, LeaseLost, NightshiftError, NotConfigured, TooLarge
-from app.store.scripts import Emit
+from app.engine.submissions import Submission
+from app.engine.threads import Reporter, ThreadReporter
+from app.engine.waits import DEFAULT_WAIT, Call, End, OnError, Waiter, Waits, WaitServices, child_id
+from app.errors import InvalidInput, LeaseLost, NotConfigured, TooLarge
+from app.store.items import Emit
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -35,7 +38,6 @@ OWN_CHANNELS = ""
 A = ParamSpec("A")
 T = TypeVar("T")
 P = TypeVar("P", bound=BaseModel)
-Reporter = Callable[[float, float, str], None]
 
 
 class Resource(Generic[T]):
@@ -51,7 +53,7 @@ class Resource(Generic[T]):
 Resources = Mapping[Resource[Any], Any]
 
 
-class Services(StepStore, Protocol):
+class Services(StepStore, WaitServices, Protocol):
     """What the worker lends to the contexts of its attempts."""
 
     @property
@@ -95,6 +97,7 @@ class TaskInfo:
     max_attempts: int
     enqueued_at: datetime
     token: int
+    claimed_ms: int = 0
     percent: float = 0.0
     has_steps: bool = False
 
@@ -106,14 +109,16 @@ class TaskContext:
     raised and nothing was written.
     """
 
-    def __init__(self, info: TaskInfo, services: Services) -> None:
+    def __init__(self, info: TaskInfo, services: Services, leave: Callable[[Suspended | HandedBack], None]) -> None:
         self.info = info
         self._services = services
         self._percent = info.percent
         self._shown: tuple[float, float, str] = (info.percent, 100.0, "")
         self._written = 0
         self._steps = Steps(services, info.task_id, info.token, expected=info.has_steps)
-        self._reporters: list[_ThreadReporter] = []
+        waiter = Waiter(info.task_id, info.user_id, info.correlation_id, info.claimed_ms, self._child, leave)
+        self._waits = Waits(waiter, self._steps, services)
+        self._reporters: list[ThreadReporter] = []
 
     @property
     def task_id(self) -> str:
@@ -231,23 +236,75 @@ class TaskContext:
     ) -> str:
         """Start a child task and go on at once; returns its id. It belongs to the same user and project.
 
-        With an `idempotency_key`, unique for this task, a later attempt that starts it again gets the same child. A
+        It is started once: a later attempt that comes to the same place gets the same child. (Inside a step it is the
+        step that is remembered; give an `idempotency_key`, unique for this task, where the step may fail behind it.) A
         task that is cancelled cancels its children, and starts no more (`Conflict`). Raises what enqueuing raises.
         """
-        info = self.info
-        child = Submission(
-            task=task if isinstance(task, str) else task.name,
-            params=params,
-            delay_s=delay.total_seconds(),
-            priority=priority,
-            project_id=info.project_id,
-            tags=info.tags,
-            idempotency_key=f"{info.task_id}/{idempotency_key}" if idempotency_key else None,
-            parent_id=info.task_id,
-            root_id=info.root_id or info.task_id,
-            parent_token=info.token,
-        )
-        return await self._services.start(child, info.user_id, info.correlation_id)
+        child = self._child(Call(task, params, delay=delay, priority=priority))
+        if idempotency_key:
+            child = replace(child, idempotency_key=f"{self.task_id}/{idempotency_key}")
+        if self._steps.inside is not None:
+            return await self._services.start(child, self.user_id, self.info.correlation_id)
+        entry = await self._steps.enter(f"start {child.task}")
+        if entry.result is not None:
+            return str(from_json(entry.result))
+        child = replace(child, task_id=child_id(self.task_id, entry.number, 0))
+        task_id = await self._services.start(child, self.user_id, self.info.correlation_id)
+        await self._steps.store(entry, to_json(task_id), 0.0)
+        return task_id
+
+    async def call(
+        self,
+        task: str | Task[P, T],
+        params: P | dict[str, Any],
+        *,
+        returns: Any = None,
+        timeout: timedelta = DEFAULT_WAIT,
+        priority: int = 0,
+    ) -> T:
+        """Run another task as a child and wait for its result; the task holds no slot and no memory meanwhile.
+
+        A task given by its name returns what JSON gives, or `returns` (a type). Raises `ChildFailed` when it failed for
+        good or was cancelled, `WaitTimeout` when it did not end within `timeout` (it is cancelled then), and what
+        enqueuing raises. See `app/engine/waits.py` for what a task that waits must keep to.
+        """
+        made = Call(task, params, returns=returns, priority=priority)
+        (value,) = await self._waits.tasks(f"call {made.name}", [made], OnError.FAIL_FAST, timeout)
+        return cast(T, value)
+
+    async def gather(
+        self,
+        calls: Sequence[Call],
+        *,
+        on_error: OnError = OnError.FAIL_FAST,
+        timeout: timedelta = DEFAULT_WAIT,
+    ) -> list[Any]:
+        """Run up to 10,000 tasks at once as children and wait for all; their results in the order of the calls.
+
+        `on_error` says what happens when one fails: the rest is cancelled and `ChildFailed` raised at once, raised
+        when all have ended, or put in the place of its result. Raises `WaitTimeout` (what has not ended is cancelled),
+        and `TooLarge` when the results together exceed 8 MiB.
+        """
+        return await self._waits.tasks(f"gather {len(calls)} tasks", calls, OnError(on_error), timeout)
+
+    async def join(self, task_ids: Sequence[str], *, timeout: timedelta = DEFAULT_WAIT) -> list[End]:
+        """Wait until tasks of the same user have ended, such as children from `start`; how each did, in this order.
+
+        Any number of tasks may wait for one. Raises `NotFound` for an id that is not there, `WaitTimeout`, `TooLarge`.
+        """
+        return await self._waits.ends("join", task_ids, timeout)
+
+    async def sleep(self, duration: timedelta) -> None:
+        """Go on in `duration`, up to ten years; the task holds no slot and no memory meanwhile."""
+        await self._waits.time("sleep", duration)
+
+    async def wait_event(self, name: str, *, timeout: timedelta = DEFAULT_WAIT, returns: Any = None) -> Any:
+        """Wait for an event from outside (`POST /api/tasks/{id}/events`); its payload, of the type `returns`.
+
+        Events of one name are taken one by one, in the order in which they came, also those that came before the task
+        waited. Raises `WaitTimeout`, and `InvalidResult` for a payload that the type does not accept.
+        """
+        return await self._waits.event(name, timeout, returns)
 
     async def run_cpu(self, function: Callable[A, T], *args: A.args, **kwargs: A.kwargs) -> T:
         """Run CPU-bound work in a thread, away from the event loop; `NIGHTSHIFT_CPU_THREADS` (4) at once in a process.
@@ -265,7 +322,7 @@ class TaskContext:
 
         When it is called faster than progress can be written, only the latest is.
         """
-        reporter = _ThreadReporter(self, asyncio.get_running_loop())
+        reporter = ThreadReporter(self.progress, asyncio.get_running_loop())
         self._reporters.append(reporter)
         return reporter
 
@@ -273,6 +330,21 @@ class TaskContext:
         """Wait until what threads have reported is written (called when the task has returned)."""
         for reporter in self._reporters:
             await reporter.written()
+
+    def _child(self, call: Call, task_id: str | None = None) -> Submission:
+        info = self.info
+        return Submission(
+            task=call.name,
+            params=call.params,
+            delay_s=call.delay.total_seconds(),
+            priority=call.priority,
+            project_id=info.project_id,
+            tags=info.tags,
+            parent_id=info.task_id,
+            root_id=info.root_id or info.task_id,
+            parent_token=info.token,
+            task_id=task_id,
+        )
 
     async def _emit(self, stream: str, kind: str, payload: bytes, progress: bytes) -> None:
         self._written += 1
@@ -291,34 +363,3 @@ def _event_json(payload: dict[str, Any]) -> bytes:
     if len(data) > MAX_EVENT_BYTES:
         raise TooLarge(f"an event of {len(data)} bytes exceeds the bound of {MAX_EVENT_BYTES} bytes")
     return data
-
-
-class _ThreadReporter:
-    def __init__(self, ctx: TaskContext, loop: asyncio.AbstractEventLoop) -> None:
-        self._ctx = ctx
-        self._loop = loop
-        self._latest: tuple[float, float, str] | None = None
-        self._writing: asyncio.Task[None] | None = None
-
-    def __call__(self, current: float, total: float, label: str = "") -> None:
-        self._loop.call_soon_threadsafe(self._take, (current, total, label))
-
-    async def written(self) -> None:
-        """Wait until nothing is being written."""
-        if self._writing is not None:
-            await asyncio.wait({self._writing})
-
-    def _take(self, report: tuple[float, float, str]) -> None:
-        self._latest = report
-        if self._writing is None:
-            self._writing = self._loop.create_task(self._write())
-
-    async def _write(self) -> None:
-        try:
-            while self._latest is not None:
-                report, self._latest = self._latest, None
-                await self._ctx.progress(*report)
-        except NightshiftError as error:
-            logger.warning("progress from a thread was not written: {}", error)
-        finally:
-            self._writing = None

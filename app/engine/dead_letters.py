@@ -31,8 +31,9 @@ from typing import Any
 from app.engine import wire
 from app.engine.job import fields_of, steps_of
 from app.engine.letters import ALL_LETTERS, DeadLetterPage, LetterFilter, OpenedLetter, history_of, letter_of, no_letter
-from app.engine.queue import MAX_LIMIT, Accepted, Submission, TaskQueue, validated
+from app.engine.queue import MAX_LIMIT, Accepted, TaskQueue
 from app.engine.registry import TaskSpec
+from app.engine.submissions import Submission, validated
 from app.errors import InvalidInput, NightshiftError, NotFound, UndecodablePayload, UnknownTask
 from app.store import keys
 from app.store.scripts import Scripts

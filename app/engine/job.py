@@ -5,6 +5,7 @@ States and moves (each move is one Lua script, see `store/lua`):
     PENDING --claim--> STARTED --finish--> SUCCESS | FAILURE | CANCELLED
        ^  RETRY <--reschedule--|
        |____________________________________| handed back by a stopping worker
+    STARTED --suspend--> WAITING --resume--> PENDING
     PENDING | RETRY | WAITING --cancel--> CANCELLED
     STARTED --lease ran out, claim--> STARTED (next attempt)
 """
@@ -128,6 +129,8 @@ class TaskRecord:
     result: Any = None
     has_result: bool = False
     steps: tuple[Step, ...] = ()
+    waiting_for: dict[str, Any] | None = None
+    """What a waiting task waits for: `kind`, `step`, `until`, and more by kind."""
 
     @property
     def next_attempt_at(self) -> datetime | None:
@@ -187,7 +190,14 @@ def record_of(task_id: str, fields: dict[str, str]) -> TaskRecord:
         due_at=moment(fields["due_at"]) if "due_at" in fields else None,
         started_at=moment(fields["started_at"]) if "started_at" in fields else None,
         finished_at=moment(fields["finished_at"]) if "finished_at" in fields else None,
+        waiting_for=_waiting_for(fields),
     )
+
+
+def _waiting_for(fields: dict[str, str]) -> dict[str, Any] | None:
+    if "waiting_for" not in fields:
+        return None
+    return {**from_json(fields["waiting_for"]), "until": moment(fields["wait_until"])}
 
 
 def steps_of(fields: dict[str, str]) -> tuple[Step, ...]:

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from loguru import logger
 
 from app.engine import wire
-from app.engine.attempt import Abandoned, Again, Attempt, Cancelled, Claim, Completed, Failed, HandedBack, Outcome
+from app.engine.attempt import Attempt, Claim
 from app.engine.commit import Committer
 from app.engine.context import Services
 from app.engine.job import ErrorInfo, Status
 from app.engine.leases import Lease, LeaseKeeper
+from app.engine.outcomes import Abandoned, Again, Cancelled, Completed, Failed, HandedBack, Outcome, Suspended
 from app.engine.registry import Catalogue
 from app.errors import TaskCancelled, UndecodablePayload
 from app.store import keys
-from app.store.scripts import Finish, Reschedule
+from app.store.items import Finish, Reschedule, Suspend
 from app.telemetry import LogContext, metrics, set_context
 
 SHORT_S = 0.02
@@ -186,6 +187,9 @@ class Lane:
             case Again() | HandedBack():
                 written = await self._workshop.committer.reschedule(_reschedule(claim, outcome))
                 self._workshop.look_again(outcome.delay_s)
+            case Suspended():
+                written = await self._workshop.committer.suspend(_suspend(claim, outcome))
+                self._workshop.look_again(outcome.timeout_ms / 1000)
             case Completed() | Failed() | Cancelled():
                 written = await self._workshop.committer.finish(self._finish(attempt, outcome, elapsed_s))
             case Abandoned():
@@ -235,6 +239,8 @@ class Lane:
             case Again(error=error, delay_s=delay_s):
                 metrics.TASK_RETRIES.labels(self.queue, name).inc()
                 logger.warning("attempt failed, next one in {:.1f} s: {}: {}", delay_s, error.type, error.message)
+            case Suspended(waiting_for=waiting_for):
+                logger.info("task waits: {}", waiting_for.decode())
             case HandedBack(reason=reason):
                 logger.info("task handed back: {}", reason.message)
             case Abandoned():
@@ -280,6 +286,20 @@ def _reschedule(claim: Claim, outcome: Again | HandedBack) -> Reschedule:
         event_type="task_retrying",
         event=b'{"attempt":%d,"error":%b}' % (claim.attempt, error),
         mark="" if isinstance(outcome, Again) else outcome.mark,
+    )
+
+
+def _suspend(claim: Claim, outcome: Suspended) -> Suspend:
+    return Suspend(
+        id=claim.task_id,
+        token=claim.token,
+        queue=claim.queue,
+        number=outcome.number,
+        facts=outcome.facts,
+        timeout_ms=outcome.timeout_ms,
+        fail_fast=outcome.fail_fast,
+        waiting_for=outcome.waiting_for,
+        subjects=outcome.subjects,
     )
 
 

@@ -7,65 +7,36 @@ Every call takes the owner's `user_id` where it matters and answers `NotFound` f
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import from_json
 
 from app.engine import stock, wire
 from app.engine.batch import Batcher
 from app.engine.fairness import costs_of
-from app.engine.job import Status, TaskRecord, fields_of, moment, new_task_id, record_of, steps_of
+from app.engine.job import Status, TaskRecord, fields_of, moment, record_of, steps_of
 from app.engine.letters import no_letter
 from app.engine.registry import Catalogue, TaskSpec
+from app.engine.submissions import Submission, check, new_task, validated
 from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, QueueFull, TooLarge, UnknownTask
 from app.store import keys
 from app.store.connection import CONNECTION_ERRORS
-from app.store.scripts import MAX_PRIORITY, NewTask, Scripts
+from app.store.items import NewTask
+from app.store.scripts import Scripts
 from app.telemetry import metrics
 
 MAX_BATCH = 1_000
-MAX_PARAMS_BYTES = 1024 * 1024
-MAX_TAGS = 20
 MAX_LIMIT = 200
-MAX_DELAY_S = 10 * 366 * 86_400
-"""Ten years; a task is delayed no longer, be it by `delay_s` or by `run_at`."""
-HIGHEST_PRIORITY = MAX_PRIORITY
-LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
-"""Project ids, tags and idempotency keys: up to 128 characters, no control characters."""
 TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 QUEUE_FULL_RETRY_S = 5.0
 RECONNECT_PAUSES_S = (0.05, 0.5)
 TASK_WEIGHT_BYTES = 4 * 1024
 """What a task weighs besides its payload, so that one script call accepts some 4,000 tasks and not 128 batches of
 1,000."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A task as a client asks for it. `params` is a JSON object or the task's own model; times in seconds or aware."""
-
-    task: str
-    params: dict[str, Any] | BaseModel = field(default_factory=dict)
-    delay_s: float = 0.0
-    run_at: datetime | None = None
-    priority: int = 0
-    project_id: str | None = None
-    tags: tuple[str, ...] = ()
-    idempotency_key: str | None = None
-    parent_id: str | None = None
-    root_id: str | None = None
-    retry_of: str | None = None
-    parent_token: int | None = None
-    """Lease token of the attempt that starts this task as a child."""
-    replay: Literal["continue", "afresh"] | None = None
-    """The dead letter of `retry_of` becomes this task, with its completed steps or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +159,11 @@ class TaskQueue:
             raise Conflict(f"task {task_id} is finished ({record.status}) and cannot be cancelled")
         return record
 
+    async def cancel_many(self, task_ids: Sequence[str]) -> None:
+        """Cancel tasks with all their children; those that are finished or not there stay as they are."""
+        for first in range(0, len(task_ids), MAX_BATCH):
+            await self._scripts.cancel(task_ids[first : first + MAX_BATCH], self._ttl_ms)
+
     async def abort(self, task_ids: Sequence[str]) -> None:
         """Cancel tasks that arq's own clients marked for it, and take the marks away."""
         states = await self._scripts.cancel(task_ids, self._ttl_ms)
@@ -250,106 +226,11 @@ class TaskQueue:
         try:
             spec = self.catalogue[item.task].spec
             params = validated(spec, item.params)
-            _check(item)
+            check(item)
         except (InvalidInput, TooLarge, UnknownTask) as error:
             error.move(at)
             raise
-        return _new_task(item, spec, params, user_id, correlation_id, cost=self._costs.get(user_id, 1.0))
-
-
-def _new_task(
-    item: Submission, spec: TaskSpec, params: bytes, user_id: str, correlation_id: str | None, *, cost: float
-) -> NewTask:
-    task_id = new_task_id()
-    extra = ["max_attempts", spec.retry.max_attempts]
-    if correlation_id:
-        extra += ["correlation_id", correlation_id]
-    if item.retry_of:
-        extra += ["retry_of", item.retry_of]
-    return NewTask(
-        id=task_id,
-        task=spec.name,
-        queue=spec.queue,
-        payload=wire.encode_payload(spec.name, params),
-        at_ms=None if item.run_at is None else int(item.run_at.timestamp() * 1000),
-        delay_ms=int(item.delay_s * 1000),
-        priority=item.priority,
-        user_id=user_id,
-        project_id=item.project_id or "",
-        parent_id=item.parent_id or "",
-        root_id=item.root_id or item.parent_id or "",
-        tags="\n".join(item.tags),
-        idempotency_key=item.idempotency_key or "",
-        fingerprint=_fingerprint(item, spec, params) if item.idempotency_key else "",
-        extra=to_json(extra),
-        parent_token=item.parent_token,
-        letter=(item.replay and item.retry_of) or "",
-        takes_steps=item.replay == "continue",
-        cost=cost,
-    )
-
-
-def validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
-    """The JSON of a task's parameters. Raises `InvalidInput` or `TooLarge`, with a pointer."""
-    if not isinstance(params, spec.params):
-        try:
-            params = spec.params.model_validate(params)
-        except ValidationError as error:
-            raise _invalid_params(error) from None
-    try:
-        data = params.__pydantic_serializer__.to_json(params, by_alias=True)
-    except PydanticSerializationError as error:
-        raise InvalidInput(f"params: expected values that JSON can hold: {error}", pointer="/params") from None
-    if len(data) > MAX_PARAMS_BYTES:
-        raise TooLarge(f"params of {len(data)} bytes exceed the bound of {MAX_PARAMS_BYTES} bytes", pointer="/params")
-    return data
-
-
-def _invalid_params(error: ValidationError) -> InvalidInput:
-    faults = tuple(
-        (f"/params{_pointer(item['loc'])}", item["msg"])
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    )
-    pointer, message = faults[0]
-    rest = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return InvalidInput(f"{pointer[1:]}: {message}{rest}", pointer=pointer, faults=faults)
-
-
-def _pointer(location: Iterable[str | int]) -> str:
-    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
-
-
-def _check(item: Submission) -> None:
-    if item.delay_s and item.run_at is not None:
-        raise InvalidInput("expected delay_s or run_at, not both", pointer="/run_at")
-    if item.run_at is not None:
-        _check_run_at(item.run_at)
-    if not 0 <= item.delay_s <= MAX_DELAY_S:
-        raise InvalidInput(f"delay_s={item.delay_s}: expected 0 to ten years", pointer="/delay_s")
-    if not 0 <= item.priority <= MAX_PRIORITY:
-        raise InvalidInput(f"priority={item.priority}: expected 0 to {MAX_PRIORITY}", pointer="/priority")
-    if len(item.tags) > MAX_TAGS:
-        raise InvalidInput(f"{len(item.tags)} tags: expected at most {MAX_TAGS}", pointer="/tags")
-    labels = [("/project_id", item.project_id), ("/idempotency_key", item.idempotency_key)]
-    labels += [(f"/tags/{index}", tag) for index, tag in enumerate(item.tags)]
-    for pointer, label in labels:
-        if label is not None and not LABEL.fullmatch(label):
-            raise InvalidInput(
-                f"{pointer[1:]}: expected 1 to 128 characters and no control characters", pointer=pointer
-            )
-
-
-def _check_run_at(run_at: datetime) -> None:
-    if run_at.tzinfo is None:
-        raise InvalidInput("run_at: expected a time with its offset", pointer="/run_at")
-    if run_at.timestamp() > time.time() + MAX_DELAY_S:
-        raise InvalidInput(f"run_at={run_at.isoformat()}: expected a time within ten years", pointer="/run_at")
-
-
-def _fingerprint(item: Submission, spec: TaskSpec, params: bytes) -> str:
-    run_at = item.run_at.isoformat() if item.run_at else None
-    rest = to_json([spec.name, item.delay_s, run_at, item.priority, item.project_id, item.tags, item.parent_id])
-    return hashlib.sha256(rest + params).hexdigest()[:32]
+        return new_task(item, spec, params, user_id, correlation_id, cost=self._costs.get(user_id, 1.0))
 
 
 def _refusal(reply: list[Any]) -> Exception:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from app.engine.job import Status, TaskRecord, moment
-from app.engine.queue import Accepted, Submission
+from app.engine.queue import Accepted
 from app.engine.registry import TaskSpec
+from app.engine.submissions import Submission
 
 
 def record_of_new(

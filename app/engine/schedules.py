@@ -45,8 +45,8 @@ from app.engine.queue import QUEUE_FULL_RETRY_S, RECONNECT_PAUSES_S, TaskQueue
 from app.engine.timetable import LATE_S, Entry, Tick, Timetable
 from app.errors import Conflict, NotFound, QueueFull
 from app.store.connection import CONNECTION_ERRORS
+from app.store.items import NewTask
 from app.store.schedule_scripts import ScheduleScripts
-from app.store.scripts import NewTask
 from app.telemetry import metrics
 
 LOOK_S = 5.0

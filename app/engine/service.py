@@ -14,6 +14,7 @@ from app.engine.dead_letters import DeadLetters
 from app.engine.events import EventLog
 from app.engine.heartbeat import alive_workers
 from app.engine.hub import EventHub
+from app.engine.inbox import Inbox
 from app.engine.lane import LaneSettings
 from app.engine.limits import Quotas
 from app.engine.queue import TaskQueue
@@ -67,6 +68,7 @@ class Engine:
         self.hub = EventHub(redis, self.events)
         self.queues = Queues(self.scripts, lanes)
         self.dead_letters = DeadLetters(self.scripts, self.tasks)
+        self.inbox = Inbox(self.scripts)
         self.schedules = Schedules(
             ScheduleScripts(self.scripts),
             self.tasks,

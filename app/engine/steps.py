@@ -20,6 +20,9 @@ States of a step: *not stored* -> runs -> *stored*. What happens at each failure
 - the steps come in another order than they were stored in: `StepOrderChanged`, which names both, and fails the task.
 
 Concurrent steps (`asyncio.gather`) are numbered in the order in which they are called, not in that of their ends.
+
+What a task waits for (`app/engine/waits.py`) and the children that it starts are numbered in the same row. The call of
+a step is no place for either: it is left out when the task comes to it again.
 """
 
 from __future__ import annotations
@@ -28,19 +31,24 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.errors import InvalidInput, InvalidResult, LeaseLost, StepOrderChanged, TooLarge
-from app.store.scripts import StepRecord
+from app.store.items import StepRecord
 
 T = TypeVar("T")
 
 MAX_STEPS = 1_000
 MAX_STEP_BYTES = 1024 * 1024
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
+
+_running_step: ContextVar[str | None] = ContextVar("running_step", default=None)
+"""The name of the step whose call this is; tasks that the call makes inherit it."""
 
 
 class StepStore(Protocol):
@@ -55,6 +63,16 @@ class StepStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The place in the row to which the task has come, and what is stored there: a result, or a wait that has begun."""
+
+    number: int
+    name: str
+    result: bytes | None
+    wait: bytes | None
+
+
 class Steps:
     """The steps of one attempt. `expected` says whether an earlier attempt stored any."""
 
@@ -66,23 +84,62 @@ class Steps:
         self._stored: Mapping[str, bytes] | None = None if expected else {}
         self._loading = asyncio.Lock()
 
+    @property
+    def inside(self) -> str | None:
+        """The name of the step in whose call this is asked; None outside of one."""
+        return _running_step.get()
+
     async def run(self, name: str, call: Callable[[], Awaitable[T]], returns: Any) -> T:
         """Answer with what is stored, or call and store; see `TaskContext.step`."""
+        entry = await self.enter(name)
+        if entry.result is not None:
+            return cast(T, _restored(entry.result, returns))
+        began = time.perf_counter()
+        mark = _running_step.set(name)
+        try:
+            value = await call()
+        finally:
+            _running_step.reset(mark)
+        data = result_json(name, value, returns)
+        await self.store(entry, data, time.perf_counter() - began)
+        return cast(T, _restored(data, returns))
+
+    async def enter(self, name: str) -> Entry:
+        """Take the next place in the row. Raises `StepOrderChanged` when something else is stored there."""
         number = self._number(name)
         stored = await self._load()
-        if str(number) in stored:
-            return cast(T, self._replay(number, name, stored, returns))
-        began = time.perf_counter()
-        data = result_json(name, await call(), returns)
-        duration_s = round(time.perf_counter() - began, 3)
-        item = StepRecord(self._task_id, self._token, number, to_json(name), data, duration_s)
-        if not await self._store.record_step(item):
-            raise LeaseLost(f"step {name!r} of task {self._task_id} was not stored: its lease is lost")
-        return cast(T, _restored(data, returns))
+        facts, wait = stored.get(str(number)), stored.get(f"wait:{number}")
+        if facts is not None:
+            self._compare(number, name, facts)
+        elif wait is not None:
+            self._compare(number, name, wait[wait.index(b" ") :])
+        return Entry(number, name, None if facts is None else stored[f"result:{number}"], wait)
+
+    async def store(self, entry: Entry, data: bytes, duration_s: float, *, failed: bool = False) -> None:
+        """Store a result at its place. `failed`: it is an error, which a repetition of the task does not take over.
+
+        Raises `LeaseLost`.
+        """
+        if not await self._store.record_step(self.record(entry, data, duration_s, failed=failed)):
+            raise LeaseLost(f"step {entry.name!r} of task {self._task_id} was not stored: its lease is lost")
+
+    def record(self, entry: Entry, data: bytes, duration_s: float, *, failed: bool = False) -> StepRecord:
+        """A result at its place, to be stored."""
+        return StepRecord(
+            id=self._task_id,
+            token=self._token,
+            number=entry.number,
+            name=to_json(entry.name),
+            result=data,
+            duration_s=round(duration_s, 3),
+            failed=failed,
+        )
 
     def _number(self, name: str) -> int:
         if not NAME.fullmatch(name):
             raise InvalidInput(f"step {name[:80]!r}: expected 1 to 128 characters and no control characters")
+        if self.inside is not None:
+            raise InvalidInput(f"{name!r} inside the step {self.inside!r}: expected it outside of steps")
         if self._next >= MAX_STEPS:
             raise TooLarge(f"step {name!r} exceeds the bound of {MAX_STEPS} steps a task; start child tasks instead")
         self._next += 1
@@ -94,14 +151,13 @@ class Steps:
                 self._stored = await self._store.read_steps(self._task_id)
         return self._stored
 
-    def _replay(self, number: int, name: str, stored: Mapping[str, bytes], returns: Any) -> Any:
-        before = from_json(stored[str(number)])["name"]
+    def _compare(self, number: int, name: str, facts: bytes) -> None:
+        before = from_json(facts)["name"]
         if before != name:
             raise StepOrderChanged(
                 f"step {number + 1} of task {self._task_id} was {before!r} in an earlier attempt and is {name!r} now; "
                 "expected the same steps in the same order"
             )
-        return _restored(stored[f"result:{number}"], returns)
 
 
 def result_json(name: str, value: Any, returns: Any) -> bytes:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from app.engine.cron import Cron, all_due, last_due, next_due
-from app.engine.queue import LABEL, Submission, validated
 from app.engine.registry import Catalogue
+from app.engine.submissions import LABEL, Submission, validated
 from app.errors import NightshiftError, NotFound, SettingsError
 
 SCHEDULE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,99}")

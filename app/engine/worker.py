@@ -34,12 +34,13 @@ from app.engine.job import text_of
 from app.engine.lane import Lane, LaneSettings, Workshop
 from app.engine.leases import Lease, LeaseKeeper
 from app.engine.limits import Quotas
-from app.engine.queue import Submission, TaskQueue
+from app.engine.queue import TaskQueue
+from app.engine.services import WorkerServices
 from app.engine.supervise import supervise
 from app.engine.waiter import Waiter
 from app.settings import QuotaLimits
 from app.store.connection import CONNECTION_ERRORS, connect_sync
-from app.store.scripts import CLAIM_FIELDS, Emit, Scripts, StepRecord
+from app.store.scripts import CLAIM_FIELDS, Scripts
 from app.telemetry import metrics
 
 SLOW_POLL_S = 1.0
@@ -74,8 +75,7 @@ class Worker:
         quota_limits: Mapping[str, QuotaLimits],
     ) -> None:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self.executor = ThreadPoolExecutor(cpu_threads, thread_name_prefix="cpu")
-        self.resources = resources
+        self._executor = ThreadPoolExecutor(cpu_threads, thread_name_prefix="cpu")
         self._scripts = scripts
         self._queue = queue
         self._concurrency = concurrency
@@ -89,7 +89,9 @@ class Worker:
             catalogue=queue.catalogue,
             committer=self._committer,
             keeper=self._keeper,
-            services=self,
+            services=WorkerServices(
+                scripts, queue, self._committer, executor=self._executor, resources=resources, quotas=self.quotas
+            ),
             look_again=self._arm,
             result_ttl_ms=int(result_ttl_s * 1000),
             unknown_task_ttl_s=unknown_task_ttl_s,
@@ -104,25 +106,6 @@ class Worker:
         self._draining = False
         self._services: list[asyncio.Task[None]] = []
         self._turn = 0
-
-    # What contexts are lent.
-
-    def emit(self, item: Emit) -> Awaitable[int]:
-        """Append an event of an attempt."""
-        metrics.EVENTS_EMITTED.labels(item.channel.partition(":")[0].replace(".", "task") or "all").inc()
-        return self._committer.emit(item)
-
-    def record_step(self, item: StepRecord) -> Awaitable[int]:
-        """Store the result of a step of an attempt."""
-        return self._committer.record_step(item)
-
-    async def read_steps(self, task_id: str) -> Mapping[str, bytes]:
-        """What earlier attempts have stored."""
-        return await self._scripts.read_steps(task_id)
-
-    async def start(self, submission: Submission, user_id: str, correlation_id: str | None) -> str:
-        """Enqueue a child task; its id."""
-        return (await self._queue.enqueue(submission, user_id=user_id, correlation_id=correlation_id)).task_id
 
     # Life.
 
@@ -139,10 +122,13 @@ class Worker:
         logger.info("worker {} runs {}", self.worker_id, self._describe())
 
     async def run_until_empty(self) -> None:
-        """Work until the queues are empty and nothing runs (arq's burst mode). Paused queues do not count."""
+        """Work until the queues are empty and nothing runs (arq's burst mode).
+
+        Paused queues do not count, nor do tasks that wait for something to come about.
+        """
         while True:
             stats = await self._scripts.queue_stats(list(self.lanes))
-            left = sum(row[1] + row[2] + row[3] + row[4] for row in stats if not row[8])
+            left = sum(row[1] + row[2] + row[3] for row in stats if not row[8])
             if not left and all(lane.idle for lane in self.lanes.values()):
                 return
             await asyncio.sleep(0.05)
@@ -193,7 +179,7 @@ class Worker:
         for name in ("waiter", "heartbeat", "quotas"):
             await self._stop_service(name)
         await asyncio.to_thread(self._keeper.stop)
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
         await _courtesy(self._scripts.leave(self.worker_id))
         logger.info("worker {} has stopped", self.worker_id)
 

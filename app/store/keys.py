@@ -14,7 +14,11 @@ a ready one its place (below any time) |
 | `arq:result:<id>` | string | the result |
 | `arq:abort` | zset | ids that arq clients want aborted |
 | `ns:task:<id>` | hash | everything else of a task |
-| `ns:steps:<id>` | hash | completed steps: `<number>` facts and `result:<number>` result, both JSON |
+| `ns:steps:<id>` | hash | steps: `<number>` facts, `result:<number>`, and `wait:<number>` of a wait that has begun |
+| `ns:pending:<id>` | set | what a waiting task still waits for: `task:<id>`, `event:<name>`, `approval:<id>` |
+| `ns:waiters:<id>` | set | ids of the tasks that wait for the end of a task |
+| `ns:inbox:<id>` | hash | events from outside that a task has not taken yet, see `deliver_event.lua` |
+| `ns:approval:<id>` | hash | a person's approval that a task has asked for |
 | `ns:children:<id>` | set | ids of the tasks that a task started |
 | `ns:events:<channel>` | list | events of a channel; the pub/sub channel of the same name carries them live |
 | `ns:tasks`, `ns:tasks:<index>` | zset | ids by time of enqueue, as `<ms>:<id>`, all scores 0 |
@@ -62,6 +66,10 @@ PREFIXES: Final[dict[str, str]] = {
     "task": "ns:task:",
     "children": "ns:children:",
     "steps": "ns:steps:",
+    "pending": "ns:pending:",
+    "waiters": "ns:waiters:",
+    "inbox": "ns:inbox:",
+    "approval": "ns:approval:",
     "events": "ns:events:",
     "tasks": "ns:tasks",
     "finished": "ns:finished",

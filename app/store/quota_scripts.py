@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from app.store.scripts import Arg, Scripts
+from app.store.items import Arg
+from app.store.scripts import Scripts
 
 NO_LIMIT = -1
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from app.store.scripts import Arg, Fields, NewTask, Scripts
+from app.store.items import Arg, NewTask
+from app.store.scripts import Fields, Scripts
 
 
 class ScheduleScripts:

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from app.store import keys
+from app.store.items import Arg, Delivery, Emit, Finish, NewTask, Reschedule, StepRecord, Suspend
 from app.store.keys import PREFIXES
 
 LUA_DIR = Path(__file__).parent / "lua"
@@ -44,7 +45,7 @@ SCAN_BOUND = 2_000
 
 CLAIM_FIELDS = (
     *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
-    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since", "steps"),
+    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since", "steps", "resumes"),
 )
 """Names of the values that `claim.lua` returns of a record."""
 
@@ -52,127 +53,7 @@ LIBRARIES = dict.fromkeys(("reserve_quota", "settle_quota", "park_quota", "quota
 """What stands between `lib.lua` and a script besides."""
 INCLUDES = {"fire_schedule": ("enqueue",)}
 """Scripts that another one calls as functions of its own, which take its ARGV as a table."""
-
-Arg = str | bytes | int | float
 Fields = list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class NewTask:
-    """One task to enqueue; fields in the order in which `enqueue.lua` reads them."""
-
-    id: str
-    task: str
-    queue: str
-    payload: bytes
-    at_ms: int | None
-    delay_ms: int
-    priority: int
-    user_id: str
-    project_id: str
-    parent_id: str
-    root_id: str
-    tags: str
-    idempotency_key: str
-    fingerprint: str
-    extra: bytes
-    parent_token: int | None
-    letter: str = ""
-    """The dead letter that the task replays; '' for none."""
-    takes_steps: bool = False
-    """Whether the letter's completed steps become the task's."""
-    cost: float = 1.0
-    """What the task moves its user's next one back: 1 / the user's weight, a multiple of `COST_STEP`."""
-
-    def args(self) -> tuple[Arg, ...]:
-        """The flat form of the script."""
-        return (
-            *(self.id, self.task, self.queue, self.payload, "" if self.at_ms is None else self.at_ms, self.delay_ms),
-            *(self.priority, self.user_id, self.project_id, self.parent_id, self.root_id, self.tags),
-            *(self.idempotency_key, self.fingerprint, self.extra),
-            *("" if self.parent_token is None else self.parent_token, self.letter, int(self.takes_steps)),
-            "" if self.cost == 1 else self.cost,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The end of one attempt; fields in the order in which `finish.lua` reads them."""
-
-    id: str
-    token: int
-    queue: str
-    status: str
-    result: bytes
-    ttl_ms: int
-    error: bytes
-    event: bytes
-    traceback: str
-    dead_letter: bool
-
-    def args(self) -> tuple[Arg, ...]:
-        """The flat form of the script."""
-        return (
-            *(self.id, self.token, self.queue, self.status, self.result, self.ttl_ms, self.error, self.event),
-            *(self.traceback, int(self.dead_letter)),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Reschedule:
-    """An attempt that is to run again; fields in the order in which `reschedule.lua` reads them."""
-
-    id: str
-    token: int
-    queue: str
-    status: str
-    delay_ms: int
-    counts: bool
-    error: bytes
-    event_type: str
-    event: bytes
-    mark: str = ""
-    """A field of the record that keeps the time of the first reschedule with this mark; '' for none."""
-
-    def args(self) -> tuple[Arg, ...]:
-        """The flat form of the script."""
-        return (
-            *(self.id, self.token, self.queue, self.status, self.delay_ms, int(self.counts), self.error),
-            *(self.event_type, self.event, self.mark),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    """One event of a running attempt; fields in the order in which `emit.lua` reads them."""
-
-    id: str
-    token: int
-    number: int
-    channel: str
-    type: str
-    payload: bytes
-    progress: bytes
-
-    def args(self) -> tuple[Arg, ...]:
-        """The flat form of the script."""
-        return (self.id, self.token, self.number, self.channel, self.type, self.payload, self.progress)
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """A completed step; fields in the order in which `record_step.lua` reads them."""
-
-    id: str
-    token: int
-    number: int
-    name: bytes
-    result: bytes
-    duration_s: float
-
-    def args(self) -> tuple[Arg, ...]:
-        """The flat form of the script."""
-        return (self.id, self.token, self.number, self.name, self.result, self.duration_s)
 
 
 def head(idempotency_ttl_s: float) -> str:
@@ -265,6 +146,29 @@ class Scripts:
         """Put attempts back. 1 for each that was written, 0 where the token was stale."""
         replies: list[int] = await self._run("reschedule", list(chain.from_iterable(item.args() for item in items)))
         return replies
+
+    async def suspend(self, items: Sequence[Suspend]) -> list[int]:
+        """Have tasks wait. 1 for each that was written, 0 where the token was stale."""
+        replies: list[int] = await self._run("suspend", list(chain.from_iterable(item.args() for item in items)))
+        return replies
+
+    async def read_ends(self, ids: Sequence[str], max_bytes: int) -> list[list[bytes]] | None:
+        """Of each task owner, name, status and, once it is finished, result; all empty where there is none.
+
+        None when the results together exceed `max_bytes`.
+        """
+        rows: list[list[bytes]] | int = await self._run("read_ends", [max_bytes, *ids])
+        return None if isinstance(rows, int) else rows
+
+    async def deliver_event(self, item: Delivery) -> list[bytes]:
+        """Give a task an event from outside; see the script for the reply."""
+        reply: list[bytes] = await self._run("deliver_event", item.args())
+        return reply
+
+    async def take_event(self, item: StepRecord, event: str) -> list[bytes]:
+        """Take the oldest event of a name and store it as the result of a step; see the script for the reply."""
+        reply: list[bytes] = await self._run("take_event", [*item.args(), event])
+        return reply
 
     async def emit(self, items: Sequence[Emit]) -> list[int]:
         """Append events. 1 for each that was written, 0 where the token was stale."""

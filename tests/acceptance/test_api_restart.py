@@ -13,7 +13,7 @@ import pytest
 import websockets
 
 from app.catalogue import LANES, catalogue
-from app.engine.queue import Submission
+from app.engine.submissions import Submission
 from tests.acceptance.processes import Process, api, free_port, worker
 from tests.support import PATIENCE_S, engine_on
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.catalogue import LANES, catalogue
 from app.engine.job import Status
-from app.engine.queue import Submission
+from app.engine.submissions import Submission
 from tests.acceptance.processes import worker
 from tests.acceptance.test_workers import alive
 from tests.support import PATIENCE_S, engine_on, finished

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from app.engine.job import Status
-from app.engine.queue import Submission
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from app.store.embedded import EmbeddedServer
 from tests.acceptance.effects import TASKS
 from tests.acceptance.effects_v2 import new

@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 
 from app.engine.context import TaskContext
 from app.engine.events import START
-from app.engine.queue import Submission
 from app.engine.registry import task
+from app.engine.submissions import Submission
 from app.store import keys
 from app.store.embedded import EmbeddedServer
 from tests.api.live import Live, all_events, live_on, next_events

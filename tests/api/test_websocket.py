@@ -17,9 +17,9 @@ from app.api.principal import Principal
 from app.api.tickets import claims_of
 from app.api.ws_commands import COMMANDS, CommandCall
 from app.engine.context import TaskContext
-from app.engine.queue import Submission
 from app.engine.registry import task
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from app.errors import NotFound
 from app.store import keys
 from app.store.embedded import EmbeddedServer

@@ -17,7 +17,7 @@ import jwt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from app.engine.queue import Submission
+from app.engine.submissions import Submission
 from tests.bench.api import api_process
 from tests.bench.plan import Plan
 from tests.bench.processes import BenchError, module

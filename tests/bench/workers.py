@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.catalogue import LANES, catalogue
-from app.engine.queue import Submission
 from app.engine.service import Engine, open_engine
+from app.engine.submissions import Submission
 from app.settings import load_settings
 from tests.bench.plan import Plan
 from tests.bench.processes import BenchError, Child, cpu_s, module

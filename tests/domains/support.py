@@ -11,9 +11,9 @@ from app.catalogue import LANES, catalogue
 from app.domains.resources import open_resources
 from app.engine.events import Event
 from app.engine.job import TaskRecord
-from app.engine.queue import Submission
 from app.engine.registry import Task
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from tests.clients.llm_support import UNSET
 from tests.support import engine_on, finished
 

@@ -18,9 +18,10 @@ from app.engine import wire
 from app.engine.context import TaskContext
 from app.engine.job import Status
 from app.engine.policy import RetryPolicy
-from app.engine.queue import Filter, Submission
+from app.engine.queue import Filter
 from app.engine.registry import task
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from app.errors import PermanentError
 from app.store import keys
 from app.store.connection import arq_redis_settings

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from app.engine.context import TaskContext
 from app.engine.job import Status
-from app.engine.queue import Submission
 from app.engine.registry import task
+from app.engine.submissions import Submission
 from app.store.embedded import EmbeddedServer
 from tests.support import engine_on, event_of, finished
 

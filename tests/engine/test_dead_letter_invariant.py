@@ -29,7 +29,8 @@ from redis.asyncio import Redis
 from app.store import keys
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
-from app.store.scripts import NewTask, Scripts, StepRecord
+from app.store.items import NewTask, StepRecord
+from app.store.scripts import Scripts
 from tests.simulated import DAY_MS, claim, end_of, new_task
 
 MAX_DEPTH = 3

@@ -16,12 +16,12 @@ from app.engine.context import TaskContext
 from app.engine.dead_letters import BulkDiscard
 from app.engine.job import Status, TaskRecord
 from app.engine.letters import LetterFilter, LetterReplayed
-from app.engine.queue import Submission
 from app.engine.registry import task
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from app.errors import InvalidInput, NotFound, PermanentError, QueueFull, UnknownTask
 from app.store import keys
-from app.store.scripts import StepRecord
+from app.store.items import StepRecord
 from tests.simulated import claim, end_of, new_task, put
 from tests.support import engine_on, finished
 

@@ -15,10 +15,11 @@ from app.engine import wire
 from app.engine.context import TaskContext
 from app.engine.fairness import costs_of
 from app.engine.lane import LaneSettings
-from app.engine.queue import Submission
 from app.engine.registry import task
+from app.engine.submissions import Submission
 from app.store import keys
-from app.store.scripts import BAND, MAX_PRIORITY, NewTask, Scripts
+from app.store.items import NewTask
+from app.store.scripts import BAND, MAX_PRIORITY, Scripts
 from tests.simulated import DAY_MS, again, claim, end_of, lapse, new_task, put, server_ms
 from tests.support import engine_on, finished
 

@@ -16,9 +16,10 @@ from app.engine import wire
 from app.engine.context import TaskContext
 from app.engine.job import Status
 from app.engine.policy import RetryPolicy
-from app.engine.queue import Accepted, Filter, Submission
+from app.engine.queue import Accepted, Filter
 from app.engine.registry import task
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, PermanentError, QueueFull, TooLarge, UnknownTask
 from app.store import keys
 from app.store.scripts import CANCEL_BOUND, Scripts

@@ -9,9 +9,10 @@ import pytest
 from pydantic import BaseModel
 
 from app.engine.context import TaskContext
-from app.engine.queue import Accepted, Submission
+from app.engine.queue import Accepted
 from app.engine.receipt import record_of_new
 from app.engine.registry import task
+from app.engine.submissions import Submission
 from tests.support import engine_on
 
 

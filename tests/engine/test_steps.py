@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 from app.engine.context import TaskContext
 from app.engine.job import Status, TaskRecord
 from app.engine.policy import RetryPolicy
-from app.engine.queue import Submission
 from app.engine.registry import task
 from app.engine.service import Engine
 from app.engine.steps import MAX_STEPS
+from app.engine.submissions import Submission
 from app.errors import RetryableError
 from app.store import keys
 from tests.support import engine_on, finished

@@ -28,9 +28,9 @@ from app.engine.job import Status, TaskRecord
 from app.engine.lane import LaneSettings
 from app.engine.leases import Lease, LeaseKeeper
 from app.engine.policy import RetryPolicy
-from app.engine.queue import Submission
 from app.engine.registry import task
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from app.errors import LeaseLost, PermanentError, RetryableError, SoftTimeLimit
 from app.store import keys
 from app.store.connection import arq_redis_settings, connect, connect_sync

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 
-from app.engine.queue import Submission
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from app.engine.waiter import Waiter
 from app.store import keys
 from app.store.connection import connect

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from app.engine.context import TaskContext
 from app.engine.job import Status
 from app.engine.policy import RetryPolicy
-from app.engine.queue import Submission
 from app.engine.registry import task
+from app.engine.submissions import Submission
 from app.errors import PermanentError, RetryableError
 from tests.support import engine_on, event_of, finished
 

@@ -122,11 +122,18 @@ local function take_steps(letter, id)
   local from, to, stored, kept = K.steps .. letter, K.steps .. id, {}, 0
   -- A copy: while the old record lives, it shows its steps.
   if redis.call('COPY', from, to) == 0 then return end
+  local failed = math.huge
   local fields = redis.call('HKEYS', to)
-  for _, field in ipairs(fields) do stored[field] = true end
+  for _, field in ipairs(fields) do
+    stored[field] = true
+    -- A wait that ended in an error is to be made anew, and so is all that came of it.
+    if string.match(field, '^%d+$') and string.sub(redis.call('HGET', to, field), -15) == ',"failed":true}' then
+      failed = math.min(failed, tonumber(field))
+    end
+  end
   for _, field in ipairs(fields) do
     local number = string.match(field, '^%d+$') or string.match(field, '^result:(%d+)$')
-    if not (number and stored[number] and stored['result:' .. number]) then
+    if not (number and stored[number] and stored['result:' .. number] and tonumber(number) < failed) then
       redis.call('HDEL', to, field)
     elseif number == field then
       kept = kept + 1

@@ -10,7 +10,7 @@ local found = {}
 for _, member in ipairs(members) do
   local id = string.sub(member, string.find(member, ':', 1, true) + 1)
   local record = redis.call('HMGET', K.task .. id, 'status', 'queue')
-  if (record[1] == 'PENDING' or record[1] == 'RETRY' or record[1] == 'STARTED')
+  if (record[1] == 'PENDING' or record[1] == 'RETRY' or record[1] == 'STARTED' or record[1] == 'WAITING')
     and not redis.call('ZSCORE', queue_key(record[2]), id) and redis.call('EXISTS', K.result .. id) == 1 then
     found[#found + 1] = id
   end

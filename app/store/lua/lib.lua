@@ -3,8 +3,8 @@
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
 -- returns: nothing; defines now, iso, pair, queue_key, channels_of, later, later_delete, ready_new, ready_again, flush, emit,
---   publish, wake, settle, remember, step_facts, is_buried, unbury, forget, adopt, cancel_unstarted. A script ends with flush
---   and publish where it uses what notes or emits.
+--   publish, wake, stop_waiting, resume, resolve, keep_for_waiters, settle, remember, store_step, step_facts, is_buried,
+--   unbury, forget, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
 
 -- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
 local function now()
@@ -179,13 +179,55 @@ local function wake(queue, time)
   end
 end
 
+-- Takes a task out of its wait, whatever comes of it next.
+local function stop_waiting(id, queue)
+  redis.call('DEL', K.pending .. id)
+  redis.call('HDEL', K.task .. id, 'waiting_for', 'wait_until', 'fail_fast')
+  redis.call('HINCRBY', K.counts .. queue, 'waiting', -1)
+end
+
+-- A waiting task has something to do again. One that is not waiting (any more) is left alone. Followed by `flush`.
+local function resume(id, time)
+  local record = redis.call('HMGET', K.task .. id, 'status', 'queue', 'priority', 'user_id')
+  if record[1] ~= 'WAITING' then return end
+  stop_waiting(id, record[2])
+  redis.call('HSET', K.task .. id, 'status', 'PENDING', 'due_at', time)
+  redis.call('ZADD', queue_key(record[2]), ready_again(record[2], record[4], record[3]), id)
+  wake(record[2], time)
+end
+
+-- A task has ended, for which others wait. Each has a set of what it still waits for, so that an end that is told twice, or
+-- to a task that has given up waiting and waits for something else now, changes nothing. Followed by `flush`.
+local function resolve(id, failed, time)
+  local subject = 'task:' .. id
+  for _, waiter in ipairs(redis.call('SMEMBERS', K.waiters .. id)) do
+    if redis.call('SREM', K.pending .. waiter, subject) == 1 then
+      local left = redis.call('EXISTS', K.pending .. waiter)
+      if left == 0 or (failed and redis.call('HGET', K.task .. waiter, 'fail_fast') == '1') then resume(waiter, time) end
+    end
+  end
+  redis.call('DEL', K.waiters .. id)
+end
+
+-- For how long to keep the result of a task for which others wait: longer than any wait on it lasts.
+local function keep_for_waiters(id, ttl, time)
+  local longest = ttl
+  for _, waiter in ipairs(redis.call('SMEMBERS', K.waiters .. id)) do
+    local wait_until = tonumber(redis.call('HGET', K.task .. waiter, 'wait_until')) or 0
+    longest = math.max(longest, wait_until - time + ttl)
+  end
+  return longest
+end
+
 -- What every end of a task does to its keys: out of the queue, result stored, kept until `ttl` ms from now. `...` are more
--- fields of the record. Followed by `flush`.
-local function settle(id, queue, status, result, ttl, time, ...)
+-- fields of the record; `awaited` says whether any task ever waited for it. Followed by `flush`.
+local function settle(id, queue, status, awaited, result, ttl, time, ...)
   later('ZREM', queue_key(queue), id)
+  if awaited then ttl = keep_for_waiters(id, ttl, time) end
   later('ZADD', K.finished, time + ttl, id)
   redis.call('SET', K.result .. id, result, 'PX', ttl)
   redis.call('HSET', K.task .. id, 'status', status, 'finished_at', time, ...)
+  if awaited then resolve(id, status ~= 'SUCCESS', time) end
 end
 
 -- Notes the error of an attempt that is followed by another: `history` is the inside of a JSON array, shown in a dead letter.
@@ -193,6 +235,18 @@ local function remember(key, attempt, error, time)
   local history = redis.call('HGET', key, 'history')
   redis.call('HSET', key, 'history', (history and history .. ',' or '')
     .. '{"attempt":' .. attempt .. ',"at":"' .. iso(time) .. '","error":' .. error .. '}')
+end
+
+-- Stores a completed step under its number; one that is stored already stays as it is. Name and result are JSON.
+local function store_step(id, number, name, result, duration_s, failed, time)
+  local steps = K.steps .. id
+  local facts = '{"name":' .. name .. ',"at_ms":' .. string.format('%.0f', time) .. ',"duration_s":' .. duration_s
+    .. (failed and ',"failed":true}' or '}')
+  if redis.call('HSETNX', steps, number, facts) == 1 then
+    redis.call('HSET', steps, 'result:' .. number, result)
+    redis.call('HDEL', steps, 'wait:' .. number)
+    redis.call('HINCRBY', K.task .. id, 'steps', 1)
+  end
 end
 
 -- Numbers and facts of a task's completed steps, flat. Not their results, which may be large.
@@ -240,7 +294,7 @@ local function forget(id)
     end
     if parent then redis.call('SREM', K.children .. parent, id) end
   end
-  redis.call('DEL', K.task .. id, K.children .. id, K.events .. 'task:' .. id)
+  redis.call('DEL', K.task .. id, K.children .. id, K.inbox .. id, K.events .. 'task:' .. id)
   if not is_buried(id) then redis.call('DEL', K.steps .. id) end
   redis.call('ZREM', K.finished, id)
 end
@@ -264,13 +318,14 @@ end
 
 -- Ends a task that no worker holds, for a reason that needs no worker: CANCELLED. arq's clients read the result.
 local function cancel_unstarted(id, queue, time, ttl)
-  local record = redis.call('HMGET', K.task .. id, 'task', 'user_id', 'project_id', 'enqueued_at', 'attempt', 'status')
+  local record = redis.call('HMGET', K.task .. id, 'task', 'user_id', 'project_id', 'enqueued_at', 'attempt', 'status',
+    'awaited')
+  if record[6] == 'WAITING' then stop_waiting(id, queue) end
   local error = '{"type":"TaskCancelled","message":"cancelled","retryable":false}'
-  settle(id, queue, 'CANCELLED', '{"t":' .. record[5] .. ',"f":' .. cjson.encode(record[1]) .. ',"a":[],"k":{},"et":'
+  settle(id, queue, 'CANCELLED', record[7], '{"t":' .. record[5] .. ',"f":' .. cjson.encode(record[1]) .. ',"a":[],"k":{},"et":'
     .. record[4] .. ',"s":false,"r":' .. error .. ',"st":' .. string.format('%.0f', time) .. ',"ft":'
     .. string.format('%.0f', time) .. ',"q":' .. cjson.encode(queue_key(queue)) .. ',"id":' .. cjson.encode(id) .. '}', ttl, time,
     'error', error)
   redis.call('DEL', K.retry .. id)
-  if record[6] == 'WAITING' then redis.call('HINCRBY', K.counts .. queue, 'waiting', -1) end
   emit(channels_of(id, record[2], record[3]), 'task_cancelled', id, '{}')
 end

@@ -4,20 +4,16 @@
 -- repeated, stays as it is.
 --
 -- KEYS: none
--- ARGV: for each step 6 values: id, token, number (from 0), name (JSON string), result (JSON), duration_s
+-- ARGV: for each step 7 values: id, token, number (from 0), name (JSON string), result (JSON), duration_s, failed (1 or 0)
 -- returns: for each step 1, or 0 when the token is stale and nothing was changed
-local FIELDS = 6
+local FIELDS = 7
 local time = now()
 
 local function record(at)
-  local id, number, steps = ARGV[at], ARGV[at + 2], K.steps .. ARGV[at]
+  local id, number = ARGV[at], ARGV[at + 2]
   local task = redis.call('HMGET', K.task .. id, 'status', 'lease')
   if task[1] ~= 'STARTED' or task[2] ~= ARGV[at + 1] then return 0 end
-  local facts = '{"name":' .. ARGV[at + 3] .. ',"at_ms":' .. string.format('%.0f', time) .. ',"duration_s":' .. ARGV[at + 5] .. '}'
-  if redis.call('HSETNX', steps, number, facts) == 1 then
-    redis.call('HSET', steps, 'result:' .. number, ARGV[at + 4])
-    redis.call('HINCRBY', K.task .. id, 'steps', 1)
-  end
+  store_step(id, number, ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6] == '1', time)
   return 1
 end
 

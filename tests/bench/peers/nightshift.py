@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from app.engine.context import TaskContext
 from app.engine.lane import LaneSettings
-from app.engine.queue import Submission
 from app.engine.registry import Catalogue, task
 from app.engine.service import Engine, open_engine
+from app.engine.submissions import Submission
 from app.settings import load_settings
 from app.store import keys
 from app.telemetry import configure_logging

@@ -1,0 +1,106 @@
+"""What a worker lends to the contexts of its attempts: the doors to the store, and what the process shares."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import Executor
+
+from pydantic_core import from_json
+
+from app.engine.commit import Committer
+from app.engine.context import Resources
+from app.engine.job import FINISHED, Status
+from app.engine.limits import Quotas
+from app.engine.queue import MAX_BATCH, TaskQueue
+from app.engine.submissions import Submission
+from app.engine.waits import End
+from app.errors import Gone, LeaseLost, NotFound, TooLarge
+from app.store.items import Emit, StepRecord
+from app.store.scripts import Scripts
+from app.telemetry import metrics
+
+MAX_RESULTS_BYTES = 8 * 1024 * 1024
+"""What one wait may bring back, all results together."""
+
+
+class WorkerServices:
+    """The services of a worker; see `context.Services`."""
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        queue: TaskQueue,
+        committer: Committer,
+        *,
+        executor: Executor,
+        resources: Resources,
+        quotas: Quotas,
+    ) -> None:
+        self.executor = executor
+        self.resources = resources
+        self.quotas = quotas
+        self._scripts = scripts
+        self._queue = queue
+        self._committer = committer
+
+    def emit(self, item: Emit) -> Awaitable[int]:
+        """Append an event of an attempt."""
+        metrics.EVENTS_EMITTED.labels(item.channel.partition(":")[0].replace(".", "task") or "all").inc()
+        return self._committer.emit(item)
+
+    def record_step(self, item: StepRecord) -> Awaitable[int]:
+        """Store the result of a step of an attempt."""
+        return self._committer.record_step(item)
+
+    async def read_steps(self, task_id: str) -> Mapping[str, bytes]:
+        """What earlier attempts have stored."""
+        return await self._scripts.read_steps(task_id)
+
+    async def start(self, submission: Submission, user_id: str, correlation_id: str | None) -> str:
+        """Enqueue a child task; its id."""
+        return (await self._queue.enqueue(submission, user_id=user_id, correlation_id=correlation_id)).task_id
+
+    async def start_many(self, children: Sequence[Submission], user_id: str, correlation_id: str | None) -> list[str]:
+        """Enqueue children, in pieces of 1,000; those that are there already stay as they are."""
+        ids: list[str] = []
+        for first in range(0, len(children), MAX_BATCH):
+            piece = children[first : first + MAX_BATCH]
+            made = await self._queue.enqueue_many(piece, user_id=user_id, correlation_id=correlation_id)
+            ids += [item.task_id for item in made]
+        return ids
+
+    async def read_ends(self, task_ids: Sequence[str], user_id: str) -> list[End | None]:
+        """How tasks of a user ended; see `waits.WaitServices`."""
+        rows = await self._scripts.read_ends(task_ids, MAX_RESULTS_BYTES)
+        if rows is None:
+            raise TooLarge(
+                f"the results of {len(task_ids)} tasks exceed the bound of {MAX_RESULTS_BYTES} bytes together; "
+                "have them store what they made and return where it is"
+            )
+        return [_end(task_id, row, user_id) for task_id, row in zip(task_ids, rows, strict=True)]
+
+    async def cancel_children(self, task_ids: Sequence[str]) -> None:
+        """Cancel tasks with all that they started."""
+        await self._queue.cancel_many(task_ids)
+
+    async def take_event(self, item: StepRecord, event: str) -> bytes | None:
+        """Take an event from the task's inbox; see `waits.WaitServices`."""
+        reply = await self._scripts.take_event(item, event)
+        if reply[0] == b"stale":
+            raise LeaseLost(f"task {item.id} took no event {event!r}: its lease is lost")
+        return reply[1] if reply[0] == b"ok" else None
+
+
+def _end(task_id: str, row: Sequence[bytes], user_id: str) -> End | None:
+    owner, task, status, stored = row
+    if owner.decode() != user_id:
+        raise NotFound(f"no task {task_id}")
+    state = Status(status.decode())
+    if state not in FINISHED:
+        return None
+    if not stored:
+        raise Gone(f"the result of task {task_id} is not kept any more")
+    value = from_json(stored)["r"]
+    if state is Status.SUCCESS:
+        return End(task_id, task.decode(), state, result=value)
+    return End(task_id, task.decode(), state, error=value)
