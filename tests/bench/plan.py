@@ -37,7 +37,8 @@ class Plan:
     """Drained at each backlog."""
     workers: tuple[int, ...] = (1, 2, 4)
     workers_tasks: int = 20_000
-
+    fairness_backlogs: tuple[int, ...] = (1, 10_000)
+    fairness_samples: int = 150
     quota_window_s: float = 10.0
     quota_windows: float = 3.5
 
@@ -49,4 +50,5 @@ QUICK = Plan(
     model_calls=100, model_chunks=20, model_chunk_s=0.1, kills=1, idle_s=3.0,
     backlogs=(1_000, 20_000), backlog_tasks=3_000, workers=(1, 2), workers_tasks=4_000,
     quota_window_s=3.0, quota_windows=2.5,
+    fairness_backlogs=(1, 2_000), fairness_samples=30,
 )  # fmt: skip

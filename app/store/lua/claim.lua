@@ -1,6 +1,8 @@
 -- Takes due tasks of several queues for one worker: lease, attempt number, payload and the event task_started.
 --
--- A task is due when its score has come: a new one, a delayed one, a retry, or one whose worker did not renew its lease.
+-- Ready tasks are taken in order of their scores, which are places in the turns of their users (see `ready_new` in lib.lua). A
+-- task whose score is a time gets its place first, once that has come: a delayed one, a retry, one whose worker did not renew
+-- its lease, one of a stock client.
 -- A queue that has fewer due tasks than asked for notes the worker as a sleeper in the same step, so that no enqueue can
 -- fall between looking and sleeping.
 --

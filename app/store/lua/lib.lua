@@ -74,22 +74,29 @@ end
 -- of a line gets at least, and under the number of the band alone the score of the last task taken: where nobody waits,
 -- the band goes on from there. A band that is full, which takes a queue that is not empty for months, goes on in order of ids.
 local lines = {}
-local function place(queue, line, user, priority, cost)
-  local band = tonumber(priority) or 0
-  local name, known = band .. line .. user, lines[queue]
+local function line_of(queue, name, band)
+  local stored = redis.call('ZMSCORE', K.fair .. queue, band, name)
+  local head = tonumber(stored[1]) or 1 - band * L.band
+  local line = { fair = K.fair .. queue, top = (1 - band) * L.band - 1 }
+  line.next = math.min(math.max(head, tonumber(stored[2]) or head), line.top)
+  return line
+end
+
+local function place(queue, kind, user, priority, cost)
+  local name = (priority or '0') .. kind .. user
+  local known = lines[queue]
   if not known then
     known = {}
     lines[queue] = known
   end
-  local score = known[name]
-  if not score then
-    local stored = redis.call('ZMSCORE', K.fair .. queue, band, name)
-    local head = tonumber(stored[1]) or 1 - band * L.band
-    score = math.max(head, tonumber(stored[2]) or head)
+  local line = known[name]
+  if not line then
+    line = line_of(queue, name, tonumber(priority or 0))
+    known[name] = line
   end
-  local top = (1 - band) * L.band - 1
-  known[name] = math.min(score + (tonumber(cost) or 1), top)
-  return math.min(score, top)
+  local score = line.next
+  line.next = math.min(score + (tonumber(cost) or 1), line.top)
+  return score
 end
 
 -- The score of a task that becomes ready and has not begun yet. `cost` is that of the record, or nothing for 1. Followed by
@@ -105,8 +112,8 @@ end
 
 -- Each noted command, in pieces: Lua bounds how many arguments a call has. The bound is even, so pairs stay together.
 local function flush()
-  for queue, known in pairs(lines) do
-    for name, score in pairs(known) do later('ZADD', K.fair .. queue, score, name) end
+  for _, known in pairs(lines) do
+    for name, line in pairs(known) do later('ZADD', line.fair, line.next, name) end
   end
   lines = {}
   for _, note in pairs(noted) do
