@@ -53,7 +53,9 @@ class QueueView(BaseModel):
     running: int
     waiting: int
     dead: int = Field(description="Dead letters.")
-    oldest_ready_age_s: float | None = Field(description="Null when nothing is ready.")
+    oldest_ready_age_s: float | None = Field(
+        description="Of the next 20 ready tasks of each priority. Null when nothing is ready."
+    )
     finished_per_minute: int
     concurrency: int | None = Field(description="Tasks that one worker runs at once; null: no worker of this version.")
     paused: bool

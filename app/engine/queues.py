@@ -13,8 +13,8 @@ from app.store.scripts import Scripts
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """What stands in a queue. `oldest_ready_age_s` is None when nothing is ready; `concurrency` is that of one
-    worker."""
+    """What stands in a queue. `oldest_ready_age_s` is None when nothing is ready, and otherwise the age of the oldest
+    among those next to be taken, 20 of each priority; `concurrency` is that of one worker."""
 
     name: str
     ready: int

@@ -239,6 +239,16 @@ async def test_a_task_that_no_worker_has_seen_can_be_read(engine: Engine, stock:
     assert record.next_attempt_at is not None
 
 
+async def test_a_ready_task_of_a_stock_client_has_no_time_any_more(engine: Engine, stock: ArqRedis) -> None:
+    """Its score is its place then; arq's own client takes it for queued, and no number that is no time is shown."""
+    first, second = await enqueue(stock, "test.add", 1), await enqueue(stock, "test.add", 2)
+    held = await claim(engine.scripts, want=1)
+    left = second if held[0].id == first.job_id else first
+    assert await left.status() is JobStatus.queued
+    record = await engine.tasks.get(left.job_id, user_id="arq")
+    assert (record.status, record.due_at) == (Status.PENDING, None)
+
+
 # A stock worker.
 
 
