@@ -38,7 +38,7 @@ class Plan:
     workers: tuple[int, ...] = (1, 2, 4)
     workers_tasks: int = 20_000
     fairness_backlogs: tuple[int, ...] = (1, 10_000)
-    fairness_samples: int = 150
+    fairness_samples: int = 80
     quota_window_s: float = 10.0
     quota_windows: float = 3.5
 
