@@ -35,6 +35,7 @@ from typing import Final, TypeVar
 from loguru import logger
 
 from app.engine.job import ErrorInfo, moment
+from app.engine.outcomes import HandedBack
 from app.errors import InvalidInput, QuotaTooSmall, RemoteStatus, WaitingForQuota
 from app.settings import QuotaLimits
 from app.store.connection import REFUSED_FOR_NOW
@@ -68,13 +69,12 @@ KEEP: Final = -1
 class Guest:
     """The attempt that waits. `show` puts a label into its progress, and with None what stood there before.
 
-    `leave` ends the attempt, for a reason and for so many seconds: it raises where the coroutine awaits next. Without
-    it the attempt stays for as long as it takes.
+    `leave` ends the attempt with an outcome: it raises where the coroutine awaits next.
     """
 
     task_id: str
     show: Callable[[str | None], Awaitable[None]]
-    leave: Callable[[ErrorInfo, float], None] | None
+    leave: Callable[[HandedBack], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,10 +235,10 @@ class Quotas:
         try:
             while (wait_s := await self._ask(quota, guest)) > 0:
                 expected_s = time.monotonic() - began + wait_s
-                if guest is not None and guest.leave is not None and expected_s > HOLD_S:
+                if guest is not None and expected_s > HOLD_S:
                     await self._park(quota, guest.task_id, wait_s)
                     reason = WaitingForQuota(f"waiting for quota {name}: expected in {wait_s:.0f} s")
-                    guest.leave(ErrorInfo.of(reason, retryable=True), _away_s(wait_s))
+                    guest.leave(HandedBack(ErrorInfo.of(reason, retryable=True), _away_s(wait_s)))
                     await asyncio.Event().wait()  # What interrupts this is on its way.
                 if guest is not None and expected_s > SHOW_S and not shown:
                     shown = True

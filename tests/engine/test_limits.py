@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.engine import limits as limits_module
-from app.engine.job import ErrorInfo
 from app.engine.limits import Guest, Quota, Quotas
+from app.engine.outcomes import HandedBack
 from app.errors import InvalidInput, QuotaTooSmall, RemoteStatus
 from app.settings import QuotaLimits
 from app.store import keys
@@ -40,14 +40,14 @@ class Host:
 
     def __init__(self) -> None:
         self.labels: list[str | None] = []
-        self.left: tuple[ErrorInfo, float] | None = None
+        self.left: HandedBack | None = None
         self._task = asyncio.current_task()
 
     async def show(self, label: str | None) -> None:
         self.labels.append(label)
 
-    def leave(self, reason: ErrorInfo, delay_s: float) -> None:
-        self.left = reason, delay_s
+    def leave(self, outcome: HandedBack) -> None:
+        self.left = outcome
         assert self._task is not None
         self._task.cancel()
 
@@ -107,7 +107,7 @@ async def test_a_refused_call_used_no_tokens_and_stops_the_key_until_the_reset(q
         async with quotas.hold("llm", guest=host.guest):
             raise AssertionError("the key is stopped")
     assert host.left is not None
-    assert 110 < host.left[1] <= 120
+    assert 110 < host.left.delay_s <= 120
 
 
 async def test_a_key_without_limits_costs_no_round_trip() -> None:
@@ -173,8 +173,8 @@ async def test_for_a_longer_wait_the_task_leaves_and_its_place_is_kept(quotas: Q
         async with quotas.hold("llm:x", tokens=200, guest=host.guest):
             raise AssertionError("there is no room")
     assert host.left is not None
-    assert 50 < host.left[1] < 65
-    assert "waiting for quota llm:x" in host.left[0].message
+    assert 50 < host.left.delay_s < 65
+    assert "waiting for quota llm:x" in host.left.reason.message
     assert host.labels == []
     assert await used(quotas) == (1, 900, 0, 1)
 
