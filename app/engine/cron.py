@@ -24,7 +24,6 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
@@ -235,18 +234,15 @@ def _next_elapsed(cron: Cron, zone: ZoneInfo, after_s: int) -> int | None:
         if found is None:
             return None
         due_s = at_s + int((found - wall).total_seconds())
-        change_s = _next_change(zone, at_s, due_s)
-        if change_s is None:
+        # No zone changes its offset there and back within a day.
+        soon_s = min(due_s, at_s + DAY_S)
+        if _offset_at(zone, at_s) != _offset_at(zone, soon_s):
+            at_s = _change(zone, at_s, soon_s)
+        elif soon_s == due_s:
             return due_s
-        at_s = change_s
-
-
-def _next_change(zone: ZoneInfo, since_s: int, until_s: int) -> int | None:
-    # Day by day: no zone changes its offset there and back within one.
-    for low, high in pairwise([*range(since_s, until_s, DAY_S), until_s]):
-        if _offset_at(zone, low) != _offset_at(zone, high):
-            return _change(zone, low, high)
-    return None
+        else:
+            # No clock goes back so far that it would show a time of the expression again before this.
+            at_s = max(soon_s, moment_of(found - timedelta(days=1), zone))
 
 
 def _change(zone: ZoneInfo, low: int, high: int) -> int:

@@ -107,6 +107,7 @@ TASKS = (once, none, steps, stubborn_first, block, deaf)
 SCHEDULES = (
     Schedule("every-second", "effect.once", cron="* * * * * *", params={"name": "tick"}, overlap=True),
     Schedule("no-overlap", "effect.once", cron="* * * * * *", params={"name": "alone", "seconds": 2.5}),
+    Schedule("weekly", "effect.once", cron="0 0 * * SUN", params={"name": "missed"}, catch_up="once"),
 )
 """Of a worker of `tests.acceptance.effects_scheduled`."""
 

@@ -13,6 +13,7 @@ from app.store import keys
 from tests.acceptance.effects import SCHEDULES, TASKS
 from tests.acceptance.processes import worker
 from tests.acceptance.test_workers import alive, noted
+from tests.simulated import server_ms
 from tests.support import PATIENCE_S, engine_on
 
 pytestmark = pytest.mark.acceptance
@@ -58,3 +59,13 @@ async def test_two_workers_fire_each_tick_once_and_one_goes_on_when_the_other_is
             assert 1 <= len(await tasks_of(engine, "no-overlap")) <= ticks // 2
             # arq's own cron brings them, not only the look that comes every few seconds.
             assert "schedule.every-second" in second.output()
+
+
+async def test_a_worker_that_comes_back_catches_up_at_once(redis_url: str, tmp_path: Path) -> None:
+    async with engine_on(redis_url, TASKS, schedules=SCHEDULES) as engine:
+        await engine.schedules.look()
+        long_ago_ms = await server_ms(engine.redis) - 8 * 86_400_000
+        await engine.redis.hset(keys.PREFIXES["schedule"] + "weekly", "seen", long_ago_ms)
+        async with worker("back", tmp_path, redis_url, module=MODULE):
+            await noted(engine, "missed", 2)
+        assert len(await tasks_of(engine, "weekly")) == 1

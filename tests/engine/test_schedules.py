@@ -149,6 +149,24 @@ async def test_a_repeated_call_decides_nothing_again(engine: Engine) -> None:
     assert int(await engine.redis.hget(key_of("second"), "seen")) == tick_ms
 
 
+@pytest.mark.parametrize("outcome", ["paused", "missed", "overlap"])
+async def test_a_tick_that_is_not_to_be_fired_is_decided_too(engine: Engine, outcome: str) -> None:
+    tick_ms = await server_ms(engine.redis) // 1000 * 1000
+    await as_if_decided(engine.redis, "single", before_s=2)
+    await engine.schedules.trigger("single")
+    if outcome == "paused":
+        await engine.schedules.pause("single")
+    made = engine.tasks.prepare(engine.schedules.timetable["single"].submission(None), "schedules")
+    wanted = "missed" if outcome == "missed" else "fired"
+    decisions = [
+        await ScheduleScripts(engine.scripts).fire_schedule("single", tick_ms, wanted, made, overlap=False, max_depth=9)
+        for _ in range(2)
+    ]
+    assert [decision[0] for decision in decisions] == [outcome, "decided"]
+    assert (await state_of(engine, "single")).last_outcome == outcome
+    assert len(await tasks_of(engine, "single")) == 1
+
+
 async def test_jitter_delays_the_task_and_not_the_decision(engine: Engine) -> None:
     await as_if_decided(engine.redis, "later", before_s=1)
     assert (await engine.schedules.look(["later"])).fired >= 1
@@ -177,6 +195,21 @@ async def test_a_tick_is_passed_over_while_the_last_task_is_unfinished(engine: E
     await as_if_decided(engine.redis, "single", before_s=1)
     await engine.schedules.look(["single"])
     assert len(await tasks_of(engine, "single")) == 2
+
+
+@pytest.mark.parametrize("status", [Status.SUCCESS, Status.FAILURE, Status.CANCELLED])
+async def test_a_last_task_that_is_finished_is_no_obstacle_once_its_result_is_gone(
+    engine: Engine, status: Status
+) -> None:
+    task_id = await engine.schedules.trigger("single")
+    await engine.redis.hset(keys.task(task_id), "status", status)
+    await engine.schedules.trigger("single")
+
+
+async def test_a_last_task_that_a_stock_worker_finished_is_no_obstacle(engine: Engine) -> None:
+    task_id = await engine.schedules.trigger("single")
+    await engine.redis.set(keys.result(task_id), b"{}")  # all that a stock worker tells
+    await engine.schedules.trigger("single")
 
 
 async def test_a_last_task_that_is_forgotten_is_no_obstacle(engine: Engine) -> None:
@@ -236,10 +269,9 @@ async def test_a_paused_schedule_fires_nothing_then_or_later(engine: Engine) -> 
 
 
 async def test_pausing_and_resuming_twice_changes_nothing(engine: Engine) -> None:
+    await engine.redis.hset(key_of("second"), "paused", 1)
     await engine.schedules.pause("second")
-    paused = await engine.redis.hgetall(key_of("second"))
-    await engine.schedules.pause("second")
-    assert await engine.redis.hgetall(key_of("second")) == paused
+    assert await engine.redis.hget(key_of("second"), "paused") == b"1"
     await engine.schedules.resume("second")
     seen_ms = await as_if_decided(engine.redis, "second", before_s=2)
     await engine.schedules.resume("second")
