@@ -74,28 +74,21 @@ end
 -- of a line gets at least, and under the number of the band alone the score of the last task taken: where nobody waits,
 -- the band goes on from there. A band that is full, which takes a queue that is not empty for months, goes on in order of ids.
 local lines = {}
-local function line_of(queue, name, band)
-  local stored = redis.call('ZMSCORE', K.fair .. queue, band, name)
-  local head = tonumber(stored[1]) or 1 - band * L.band
-  local line = { fair = K.fair .. queue, top = (1 - band) * L.band - 1 }
-  line.next = math.min(math.max(head, tonumber(stored[2]) or head), line.top)
-  return line
-end
-
 local function place(queue, kind, user, priority, cost)
-  local name = (priority or '0') .. kind .. user
+  local band = priority or '0'
+  local name, top = band .. kind .. user, (1 - band) * L.band - 1
   local known = lines[queue]
   if not known then
     known = {}
     lines[queue] = known
   end
-  local line = known[name]
-  if not line then
-    line = line_of(queue, name, tonumber(priority or 0))
-    known[name] = line
+  local score = known[name]
+  if not score then
+    local stored = redis.call('ZMSCORE', K.fair .. queue, band, name)
+    local head = tonumber(stored[1]) or 1 - band * L.band
+    score = math.min(math.max(head, tonumber(stored[2]) or head), top)
   end
-  local score = line.next
-  line.next = math.min(score + (tonumber(cost) or 1), line.top)
+  known[name] = math.min(score + (tonumber(cost) or 1), top)
   return score
 end
 
@@ -112,8 +105,13 @@ end
 
 -- Each noted command, in pieces: Lua bounds how many arguments a call has. The bound is even, so pairs stay together.
 local function flush()
-  for _, known in pairs(lines) do
-    for name, line in pairs(known) do later('ZADD', line.fair, line.next, name) end
+  for queue, known in pairs(lines) do
+    local places = {}
+    for name, score in pairs(known) do
+      places[#places + 1] = score
+      places[#places + 1] = name
+    end
+    noted['places ' .. queue] = { 'ZADD', K.fair .. queue, places }
   end
   lines = {}
   for _, note in pairs(noted) do
