@@ -6,7 +6,7 @@ with what was used. States of a reservation: *asked* -> in line -> *granted* -> 
 - Over no window of a minute more is granted than the limit; at least 95 % of it can be used (`lua/quota.lua` says how).
 - Who waits is served in the order of the first ask. What those ahead want is held back, so a large one does not starve.
 - A reservation counts in the minute in which it was granted; its settlement corrects that minute, upward as well.
-- A wait of up to `SHOW_S` is silent, a longer one shows as progress. Where it would exceed `HOLD_S` the task leaves its
+- A wait of up to `SHOW_S` is silent, a longer one shows as progress. Where it exceeds `HOLD_S` the task leaves its
   worker and comes back when it is likely to be its turn. That costs it no try, and its place in line is kept for it.
 
 What happens at each failure:
@@ -102,8 +102,8 @@ class Quota:
         self.tokens = tokens
         self.granted_ms: int | None = None
         """When it was granted, on the server's clock (Unix ms); None before, and where there is no limit."""
-        self.settlement = (KEEP, KEEP)
-        """Requests and tokens to settle with."""
+        self.settlement = (0, 0)
+        """Requests and tokens to settle with: none before the call may be made."""
         self.reset_ms = KEEP
         """Ms until the reset of a provider that refused the call, 0 where it named none."""
 
@@ -167,6 +167,7 @@ class Quotas:
             return
         try:
             await self._admit(quota, name, guest)
+            quota.settlement = (KEEP, KEEP)
             yield quota
         except BaseException as error:
             quota.failed(error)
@@ -234,13 +235,10 @@ class Quotas:
         self._waiting[quota.id] = asyncio.Event()
         try:
             while (wait_s := await self._ask(quota, guest)) > 0:
-                expected_s = time.monotonic() - began + wait_s
-                if guest is not None and expected_s > HOLD_S:
-                    await self._park(quota, guest.task_id, wait_s)
-                    reason = WaitingForQuota(f"waiting for quota {name}: expected in {wait_s:.0f} s")
-                    guest.leave(HandedBack(ErrorInfo.of(reason, retryable=True), _away_s(wait_s)))
-                    await asyncio.Event().wait()  # What interrupts this is on its way.
-                if guest is not None and expected_s > SHOW_S and not shown:
+                waited_s = time.monotonic() - began
+                if guest is not None and is_too_long(waited_s, wait_s):
+                    await self._send_away(quota, name, guest, max(waited_s, wait_s))
+                if guest is not None and waited_s + wait_s > SHOW_S and not shown:
                     shown = True
                     await guest.show(f"waiting for quota {name}"[:200])
                 await self._pause(quota.id, wait_s)
@@ -277,13 +275,17 @@ class Quotas:
         except TimeoutError:
             return
 
-    async def _park(self, quota: Quota, task_id: str, wait_s: float) -> None:
-        """Keep the place in line for the task, which leaves."""
-        key, delay_ms = quota.key or "", int(_away_s(wait_s) * 1000)
-        metrics.QUOTA_RESERVATIONS.labels(key, "postponed").inc()
+    async def _send_away(self, quota: Quota, name: str, guest: Guest, wait_s: float) -> None:
+        """Keep the place in line for the task, and have it leave."""
+        key, delay_s = quota.key or "", min(max(wait_s, AWAY_DELAY_S[0]), AWAY_DELAY_S[1])
+        delay_ms, grace_ms = int(delay_s * 1000), int(GRACE_S * 1000)
         await _through_restarts(
-            lambda: self._scripts.park_quota(key, quota.id, task_id, delay_ms=delay_ms, grace_ms=int(GRACE_S * 1000))
+            lambda: self._scripts.park_quota(key, quota.id, guest.task_id, delay_ms=delay_ms, grace_ms=grace_ms)
         )
+        metrics.QUOTA_RESERVATIONS.labels(key, "postponed").inc()
+        reason = WaitingForQuota(f"waiting for quota {name}: asked again in {delay_s:.0f} s")
+        guest.leave(HandedBack(ErrorInfo.of(reason, retryable=True), delay_s))
+        await asyncio.Event().wait()  # What interrupts this is on its way.
 
     # After the call.
 
@@ -297,8 +299,7 @@ class Quotas:
     async def _settle(self, quota: Quota) -> None:
         assert quota.key is not None
         self._slots.discard((quota.key, quota.id))
-        # Where the ask was given up, it was perhaps granted all the same, and certainly not used.
-        requests, tokens = (0, 0) if quota.granted_ms is None else quota.settlement
+        requests, tokens = quota.settlement
         try:
             await self._scripts.settle_quota(
                 quota.key,
@@ -312,8 +313,10 @@ class Quotas:
             logger.warning("a reservation of {} keeps its estimate, Redis is away: {}", quota.key, error)
 
 
-def _away_s(wait_s: float) -> float:
-    return min(max(wait_s, AWAY_DELAY_S[0]), AWAY_DELAY_S[1])
+def is_too_long(waited_s: float, wait_s: float) -> bool:
+    """Whether a task that has waited, and is told to wait for so much longer, should leave: not for the last seconds of
+    a wait, unless it was told so before (nobody knows when a slot is given back)."""
+    return waited_s > HOLD_S or (wait_s > SHOW_S and waited_s + wait_s > HOLD_S)
 
 
 def _check_fits(key: str, what: str, asked: int, limit: int | None) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 from app.engine.job import Status
 from app.engine.limits import QuotaStats
 from app.engine.service import Engine
-from tests.domains.support import post, run, service_on
+from app.store import keys
+from tests.domains.support import past_events, post, run, service_on
 from tests.fakes.model_server import ModelServer, Refuse, Reply
 from tests.fakes.repositories import commit_files, make_checkout
-from tests.support import PATIENCE_S, finished
+from tests.simulated import server_ms
+from tests.support import PATIENCE_S, event_of, finished
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,6 +87,24 @@ async def test_no_more_calls_are_open_than_there_are_slots(redis_url: str, tmp_p
         for task_id in ids:
             assert (await finished(engine, task_id)).status is Status.SUCCESS
     assert server.open_most == 2
+
+
+async def test_an_agent_that_waits_long_leaves_and_streams_once_when_it_is_back(redis_url: str, tmp_path: Path) -> None:
+    async with (
+        ModelServer() as server,
+        service_on(redis_url, tmp_path, **model_of(server, llm_requests_per_minute=1)) as engine,
+    ):
+        await run(engine, "agent.run", prompt="first")
+        task_id = await post(engine, "agent.run", prompt="second")
+        left = await event_of(engine, task_id, "task_retrying")
+        assert left["error"]["type"] == "WaitingForQuota"
+        await engine.redis.delete(keys.PREFIXES["quota"] + "llm")
+        await engine.redis.zadd(keys.queue("agent"), {task_id: await server_ms(engine.redis)}, xx=True)
+        record = await finished(engine, task_id)
+        events = [event.type for event in await past_events(engine, task_id)]
+    assert (record.status, record.attempt) == (Status.SUCCESS, 1)
+    assert events.count("stream_start") == 1
+    assert len(server.requests) == 2
 
 
 async def test_a_refusal_stops_the_key_and_counts_no_tokens(redis_url: str, tmp_path: Path) -> None:

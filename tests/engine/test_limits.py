@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.engine import limits as limits_module
-from app.engine.limits import Guest, Quota, Quotas
+from app.engine.limits import Guest, Quota, Quotas, is_too_long
 from app.engine.outcomes import HandedBack
 from app.errors import InvalidInput, QuotaTooSmall, RemoteStatus
 from app.settings import QuotaLimits
@@ -177,6 +177,22 @@ async def test_for_a_longer_wait_the_task_leaves_and_its_place_is_kept(quotas: Q
     assert "waiting for quota llm:x" in host.left.reason.message
     assert host.labels == []
     assert await used(quotas) == (1, 900, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "wait_s", "too_long"),
+    [
+        (0.0, 15.0, False),
+        (0.0, 15.1, True),
+        (9.0, 6.1, True),
+        (13.0, 4.0, False),  # the last seconds
+        (15.1, 1.0, True),  # it was said before
+    ],
+)
+def test_a_task_leaves_for_a_long_wait_and_stays_for_its_last_seconds(
+    waited_s: float, wait_s: float, too_long: bool
+) -> None:
+    assert is_too_long(waited_s, wait_s) is too_long
 
 
 async def test_cancelled_while_it_waits_a_call_leaves_the_line(redis: Redis) -> None:

@@ -246,6 +246,18 @@ async def test_who_fits_is_woken_when_something_is_given_back(redis: Redis) -> N
     assert await redis.exists(keys.wake("host:third")) == 0
 
 
+async def test_who_has_been_woken_is_not_woken_again_until_it_asks(redis: Redis) -> None:
+    shop = Shop(redis, tokens=100)
+    for name in ("a", "b", "c"):
+        assert await shop.ask(name, 30) == 0
+    assert await shop.ask("waits", 60, worker="host:w") > 0
+    for name in ("a", "b"):
+        await shop.settle(name, tokens=0)
+    await shop.settle("c", tokens=0)
+    assert await redis.lrange(keys.wake("host:w"), 0, -1) == [b"?waits"]
+    assert await shop.ask("waits", 60) == 0
+
+
 async def test_a_refusal_stops_the_key_until_the_reset(shop: Shop) -> None:
     assert await shop.ask("refused", 10) == 0
     await shop.settle("refused", tokens=0, shrink_ms=20_000)

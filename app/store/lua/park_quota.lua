@@ -13,5 +13,6 @@ quota_leave(name, id)
 if not score or not requests or (kept and tonumber(kept) <= tonumber(score)) then return 0 end
 local from = now() + tonumber(ARGV[4])
 redis.call('ZADD', line, score, place)
-redis.call('HSET', asks, place, string.format('%s %s %.0f %.0f ', requests, tokens, from, from + tonumber(ARGV[5])))
+quota_stand(name, place, { requests = tonumber(requests), tokens = tonumber(tokens), from = from,
+  till = from + tonumber(ARGV[5]), worker = '' })
 return 1

@@ -10,7 +10,8 @@
 --
 -- KEYS: none
 -- ARGV: none
--- returns: nothing; defines quota_open, quota_add, quota_share, quota_line, quota_leave, quota_held, quota_wait
+-- returns: nothing; defines quota_open, quota_add, quota_share, quota_stand, quota_line, quota_leave, quota_held,
+--   quota_wait
 local BUCKETS = 100
 local COUNTED = BUCKETS + 2
 local MOST_IN_LINE = 1000
@@ -83,6 +84,11 @@ local function quota_leave(name, ...)
   return redis.call('ZREM', K.quota_line .. name, ...)
 end
 
+local function quota_stand(name, id, ask)
+  redis.call('HSET', K.quota_asks .. name, id,
+    string.format('%.0f %.0f %.0f %.0f %s', ask.requests, ask.tokens, ask.from, ask.till, ask.worker))
+end
+
 -- Who waits, in order. Asks whose time is over leave.
 local function quota_line(name, time)
   local ids = redis.call('ZRANGE', K.quota_line .. name, 0, MOST_IN_LINE - 1)
@@ -92,7 +98,7 @@ local function quota_line(name, time)
     local requests, tokens, from, till, worker = string.match(text or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
     if requests and tonumber(till) >= time then
       asks[#asks + 1] = { id = ids[index], requests = tonumber(requests), tokens = tonumber(tokens),
-        from = tonumber(from), worker = worker }
+        from = tonumber(from), till = tonumber(till), worker = worker }
     else
       gone[#gone + 1] = ids[index]
     end

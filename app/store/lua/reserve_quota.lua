@@ -19,7 +19,7 @@ local function stand(score)
   local line, asks = K.quota_line .. name, K.quota_asks .. name
   if redis.call('ZCARD', line) >= MOST_IN_LINE and not redis.call('ZSCORE', line, id) then return end
   redis.call('ZADD', line, 'NX', score, id)
-  redis.call('HSET', asks, id, ARGV[5] .. ' ' .. ARGV[6] .. ' 0 ' .. stamp(time + patience) .. ' ' .. worker)
+  quota_stand(name, id, { requests = own.requests, tokens = own.tokens, from = 0, till = time + patience, worker = worker })
   redis.call('PEXPIRE', line, LINE_TTL_MS)
   redis.call('PEXPIRE', asks, LINE_TTL_MS)
 end

@@ -46,6 +46,9 @@ local function wake_who_fits()
         redis.call('RPUSH', K.wake .. ask.worker, '?' .. ask.id)
         redis.call('PEXPIRE', K.wake .. ask.worker, L.sleeper_ms)
         woken = woken + 1
+        -- Once: it names its worker again when it asks again.
+        ask.worker = ''
+        quota_stand(name, ask.id, ask)
       end
     end
   end
