@@ -11,7 +11,7 @@ from pydantic.config import JsonDict
 from app.api.dependencies import Label
 from app.engine.queue import MAX_BATCH
 from app.engine.registry import MAX_NAME_LENGTH
-from app.engine.submissions import HIGHEST_PRIORITY, MAX_DELAY_S, MAX_TAGS, Submission
+from app.engine.submissions import HIGHEST_PRIORITY, MAX_AFTER, MAX_DELAY_S, MAX_TAGS, Submission
 from app.engine.waits import EVENT_NAME
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
@@ -43,6 +43,11 @@ class TaskRequest(BaseModel):
     )
     priority: StrictInt = Field(0, ge=0, le=HIGHEST_PRIORITY, description="A higher one overtakes in the same queue.")
     tags: list[Label] = Field(default_factory=list, max_length=MAX_TAGS)
+    after: list[Annotated[str, Field(max_length=128)]] = Field(
+        default_factory=list,
+        max_length=MAX_AFTER,
+        description="Ids of own tasks: it begins when all of them have ended, however they did, or in seven days.",
+    )
 
     def submission(self, idempotency_key: str | None = None) -> Submission:
         """What the engine takes."""
@@ -54,6 +59,7 @@ class TaskRequest(BaseModel):
             priority=self.priority,
             project_id=self.project_id,
             tags=tuple(self.tags),
+            after=tuple(self.after),
             idempotency_key=idempotency_key,
         )
 
@@ -73,6 +79,14 @@ class BatchRequest(BaseModel):
 
     tasks: list[BatchItem] = Field(min_length=1, max_length=MAX_BATCH)
 
+    then: BatchItem | None = Field(
+        None, description="One more task, which begins when all the others have ended, however they did."
+    )
+
+    def last(self) -> Submission | None:
+        """What the engine takes as the one that begins behind the others."""
+        return self.then.submission(self.then.idempotency_key) if self.then else None
+
     def submissions(self) -> list[Submission]:
         """What the engine takes."""
         return [item.submission(item.idempotency_key) for item in self.tasks]
@@ -83,7 +97,7 @@ class BatchAccepted(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"task_ids": ["019ab3f0c1d2004f8b6d4e1c9a7f0325"]}]})
 
-    task_ids: list[str] = Field(description="In the order of the request.")
+    task_ids: list[str] = Field(description="In the order of the request, that of `then` last.")
 
 
 class EventRequest(BaseModel):

@@ -121,7 +121,8 @@ async def post_task(
     item = body.submission(idempotency_key)
     correlation_id = current_correlation_id()
     accepted = await engine.tasks.enqueue(item, user_id=caller.user_id, correlation_id=correlation_id)
-    if accepted.enqueued_at is None:
+    if accepted.enqueued_at is None or item.after:
+        # What stands there already, or waits, only the store knows.
         record = await _made_before(engine, accepted.task_id, caller.user_id)
     else:
         spec = engine.catalogue[item.task].spec
@@ -141,7 +142,7 @@ async def post_batch(body: BatchRequest, request: Request, caller: Caller, engin
     if "idempotency-key" in request.headers:
         raise InvalidInput("Idempotency-Key: expected the member idempotency_key of each task of a batch instead")
     accepted = await engine.tasks.enqueue_many(
-        body.submissions(), user_id=caller.user_id, correlation_id=current_correlation_id()
+        body.submissions(), user_id=caller.user_id, correlation_id=current_correlation_id(), then=body.last()
     )
     return json_response({"task_ids": [item.task_id for item in accepted]}, 202)
 

@@ -266,6 +266,7 @@ class Attempt:
             claimed_ms=claim.started_ms,
             percent=_percent(fields),
             has_steps="steps" in fields,
+            after=tuple(fields["after"].split("\n")) if "after" in fields else (),
         )
 
 

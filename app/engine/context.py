@@ -100,6 +100,7 @@ class TaskInfo:
     claimed_ms: int = 0
     percent: float = 0.0
     has_steps: bool = False
+    after: tuple[str, ...] = ()
 
 
 class TaskContext:
@@ -294,6 +295,31 @@ class TaskContext:
         Any number of tasks may wait for one. Raises `NotFound` for an id that is not there, `WaitTimeout`, `TooLarge`.
         """
         return await self._waits.ends("join", task_ids, timeout)
+
+    async def start_many(self, calls: Sequence[Call], *, then: Call | None = None) -> list[str]:
+        """Start up to 1,000 children at once, all or none, and go on; their ids in the order of the calls.
+
+        `then` is one more child, the last of the ids: it begins when all others have ended, however they did, and gets
+        how they did from `predecessors`. So a task need not wait itself for what it has started.
+        """
+        if self._steps.inside is not None:
+            raise InvalidInput(f"start_many inside the step {self._steps.inside!r}: expected it outside of steps")
+        entry = await self._steps.enter(f"start {len(calls)} tasks")
+        if entry.result is not None:
+            return [str(task_id) for task_id in from_json(entry.result)]
+        children = [self._child(call, child_id(self.task_id, entry.number, at)) for at, call in enumerate(calls)]
+        last = self._child(then, child_id(self.task_id, entry.number, len(calls))) if then else None
+        ids = await self._services.start_many(children, self.user_id, self.info.correlation_id, then=last)
+        await self._steps.store(entry, to_json(ids), 0.0)
+        return ids
+
+    async def predecessors(self) -> list[End]:
+        """How the tasks ended after which this one was to begin, in their order; none where it was to begin at once.
+
+        One that has not ended in seven days is not waited for any longer; its error is a `WaitTimeout`. Raises
+        `TooLarge` when the results together exceed 8 MiB, and `Gone` for a result that is not kept any more.
+        """
+        return await self._waits.predecessors(self.info.after)
 
     async def sleep(self, duration: timedelta) -> None:
         """Go on in `duration`, up to ten years; the task holds no slot and no memory meanwhile."""

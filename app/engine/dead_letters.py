@@ -143,6 +143,7 @@ class DeadLetters:
             project_id=fields.get("project_id"),
             tags=letter_of(task_id, fields).tags,
             retry_of=task_id,
+            after=tuple(filter(None, fields.get("after", "").split("\n"))),
             replay="continue" if params is None or _same(spec, old, params) else "afresh",
         )
         return await self._tasks.enqueue(again, user_id=fields["user_id"], correlation_id=correlation_id)

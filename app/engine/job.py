@@ -129,6 +129,8 @@ class TaskRecord:
     result: Any = None
     has_result: bool = False
     steps: tuple[Step, ...] = ()
+    after: tuple[str, ...] = ()
+    """The tasks after whose ends it begins."""
     waiting_for: dict[str, Any] | None = None
     """What a waiting task waits for: `kind`, `step`, `until`, and more by kind."""
 
@@ -190,6 +192,7 @@ def record_of(task_id: str, fields: dict[str, str]) -> TaskRecord:
         due_at=moment(fields["due_at"]) if "due_at" in fields else None,
         started_at=moment(fields["started_at"]) if "started_at" in fields else None,
         finished_at=moment(fields["finished_at"]) if "finished_at" in fields else None,
+        after=tuple(fields["after"].split("\n")) if "after" in fields else (),
         waiting_for=_waiting_for(fields),
     )
 

@@ -7,7 +7,6 @@ Every call takes the owner's `user_id` where it matters and answers `NotFound` f
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +20,7 @@ from app.engine.fairness import costs_of
 from app.engine.job import Status, TaskRecord, fields_of, moment, record_of, steps_of
 from app.engine.letters import no_letter
 from app.engine.registry import Catalogue, TaskSpec
-from app.engine.submissions import Submission, check, new_task, validated
+from app.engine.submissions import Submission, beginning_after, check, new_task, validated
 from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, QueueFull, TooLarge, UnknownTask
 from app.store import keys
 from app.store.connection import CONNECTION_ERRORS
@@ -31,7 +30,6 @@ from app.telemetry import metrics
 
 MAX_BATCH = 1_000
 MAX_LIMIT = 200
-TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 QUEUE_FULL_RETRY_S = 5.0
 RECONNECT_PAUSES_S = (0.05, 0.5)
 TASK_WEIGHT_BYTES = 4 * 1024
@@ -101,9 +99,17 @@ class TaskQueue:
         return (await self.enqueue_many([submission], user_id=user_id, correlation_id=correlation_id))[0]
 
     async def enqueue_many(
-        self, submissions: Sequence[Submission], *, user_id: str, correlation_id: str | None = None
+        self,
+        submissions: Sequence[Submission],
+        *,
+        user_id: str,
+        correlation_id: str | None = None,
+        then: Submission | None = None,
     ) -> list[Accepted]:
-        """Accept up to 1,000 tasks in one round trip, all or none of them. Raises as `enqueue` does."""
+        """Accept up to 1,000 tasks in one round trip, all or none of them. Raises as `enqueue` does.
+
+        `then` is one more, the last of the answer: it begins when all others have ended, however they did.
+        """
         if not 1 <= len(submissions) <= MAX_BATCH:
             raise InvalidInput(f"expected 1 to {MAX_BATCH} tasks, got {len(submissions)}", pointer="/tasks")
         single = len(submissions) == 1
@@ -111,6 +117,9 @@ class TaskQueue:
             self.prepare(item, user_id, correlation_id, "" if single else f"/tasks/{index}")
             for index, item in enumerate(submissions)
         ]
+        if then is not None:
+            last = self.prepare(then, user_id, correlation_id, "/then")
+            group.append(beginning_after(last, [item.id for item in group]))
         reply = await self._groups.run(group)
         if reply[0] != b"ok":
             raise _refusal(reply)
@@ -194,6 +203,7 @@ class TaskQueue:
             project_id=record.project_id,
             tags=record.tags,
             retry_of=task_id,
+            after=record.after,
         )
         return await self.enqueue(again, user_id=record.user_id, correlation_id=correlation_id)
 
@@ -241,6 +251,8 @@ def _refusal(reply: list[Any]) -> Exception:
         return Conflict(f"idempotency key {value!r} was used for another request")
     if kind == b"replayed":
         return no_letter(value, reply[2].decode())
+    if kind == b"missing":
+        return NotFound(f"no task {value}", pointer="/after")
     if kind == b"stale":
         return LeaseLost(f"another attempt owns task {value}; this one starts no more children")
     return Conflict(f"task {value} is cancelled and starts no more children")

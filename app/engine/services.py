@@ -60,8 +60,18 @@ class WorkerServices:
         """Enqueue a child task; its id."""
         return (await self._queue.enqueue(submission, user_id=user_id, correlation_id=correlation_id)).task_id
 
-    async def start_many(self, children: Sequence[Submission], user_id: str, correlation_id: str | None) -> list[str]:
-        """Enqueue children, in pieces of 1,000; those that are there already stay as they are."""
+    async def start_many(
+        self,
+        children: Sequence[Submission],
+        user_id: str,
+        correlation_id: str | None,
+        *,
+        then: Submission | None = None,
+    ) -> list[str]:
+        """Enqueue children, in pieces of 1,000, or with `then` in one; see `waits.WaitServices`."""
+        if then is not None:
+            made = await self._queue.enqueue_many(children, user_id=user_id, correlation_id=correlation_id, then=then)
+            return [item.task_id for item in made]
         ids: list[str] = []
         for first in range(0, len(children), MAX_BATCH):
             piece = children[first : first + MAX_BATCH]

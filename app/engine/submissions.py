@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine import wire
 from app.engine.job import new_task_id
@@ -24,7 +24,9 @@ MAX_PARAMS_BYTES = 1024 * 1024
 MAX_TAGS = 20
 MAX_DELAY_S = 10 * 366 * 86_400
 """Ten years; a task is delayed no longer, be it by `delay_s` or by `run_at`."""
+MAX_AFTER = 1_000
 HIGHEST_PRIORITY = MAX_PRIORITY
+TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 """Project ids, tags and idempotency keys: up to 128 characters, no control characters."""
 
@@ -46,6 +48,8 @@ class Submission:
     retry_of: str | None = None
     parent_token: int | None = None
     """Lease token of the attempt that starts this task as a child."""
+    after: tuple[str, ...] = ()
+    """Tasks of the same user: it begins when all of them have ended, however they did, or in seven days."""
     replay: Literal["continue", "afresh"] | None = None
     """The dead letter of `retry_of` becomes this task, with its completed steps or without."""
     task_id: str | None = None
@@ -61,7 +65,7 @@ def new_task(
         extra += ["correlation_id", correlation_id]
     if item.retry_of:
         extra += ["retry_of", item.retry_of]
-    return NewTask(
+    task = NewTask(
         id=item.task_id or new_task_id(),
         task=spec.name,
         queue=spec.queue,
@@ -82,6 +86,12 @@ def new_task(
         takes_steps=item.replay == "continue",
         cost=cost,
     )
+    return beginning_after(task, item.after) if item.after else task
+
+
+def beginning_after(task: NewTask, after: Sequence[str]) -> NewTask:
+    """The same task, which begins when the tasks `after` have ended."""
+    return replace(task, extra=to_json([*from_json(task.extra), "after", "\n".join(after)]))
 
 
 def validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
@@ -126,6 +136,7 @@ def check(item: Submission) -> None:
         raise InvalidInput(f"priority={item.priority}: expected 0 to {MAX_PRIORITY}", pointer="/priority")
     if len(item.tags) > MAX_TAGS:
         raise InvalidInput(f"{len(item.tags)} tags: expected at most {MAX_TAGS}", pointer="/tags")
+    _check_after(item)
     labels = [("/project_id", item.project_id), ("/idempotency_key", item.idempotency_key)]
     labels += [(f"/tags/{index}", tag) for index, tag in enumerate(item.tags)]
     for pointer, label in labels:
@@ -133,6 +144,16 @@ def check(item: Submission) -> None:
             raise InvalidInput(
                 f"{pointer[1:]}: expected 1 to 128 characters and no control characters", pointer=pointer
             )
+
+
+def _check_after(item: Submission) -> None:
+    if len(item.after) > MAX_AFTER:
+        raise InvalidInput(f"after {len(item.after)} tasks: expected at most {MAX_AFTER}", pointer="/after")
+    if item.after and (item.delay_s or item.run_at is not None):
+        raise InvalidInput("expected after, or delay_s or run_at, not both", pointer="/after")
+    for index, task_id in enumerate(item.after):
+        if not TASK_ID.fullmatch(task_id):
+            raise InvalidInput(f"after {task_id[:80]!r}: expected the id of a task", pointer=f"/after/{index}")
 
 
 def _check_run_at(run_at: datetime) -> None:
@@ -144,5 +165,7 @@ def _check_run_at(run_at: datetime) -> None:
 
 def _fingerprint(item: Submission, spec: TaskSpec, params: bytes) -> str:
     run_at = item.run_at.isoformat() if item.run_at else None
-    rest = to_json([spec.name, item.delay_s, run_at, item.priority, item.project_id, item.tags, item.parent_id])
+    rest = to_json(
+        [spec.name, item.delay_s, run_at, item.priority, item.project_id, item.tags, item.parent_id, item.after]
+    )
     return hashlib.sha256(rest + params).hexdigest()[:32]

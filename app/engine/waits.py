@@ -119,8 +119,18 @@ class End:
 class WaitServices(Protocol):
     """What the worker lends to waits."""
 
-    async def start_many(self, children: Sequence[Submission], user_id: str, correlation_id: str | None) -> list[str]:
-        """Enqueue children that have ids of their own; those that are there already stay as they are."""
+    async def start_many(
+        self,
+        children: Sequence[Submission],
+        user_id: str,
+        correlation_id: str | None,
+        *,
+        then: Submission | None = None,
+    ) -> list[str]:
+        """Enqueue children that have ids of their own, and `then` one that begins when they have ended.
+
+        Those that are there already stay as they are.
+        """
         ...
 
     async def read_ends(self, task_ids: Sequence[str], user_id: str) -> list[End | None]:
@@ -186,6 +196,16 @@ class Waits:
             # They must be there, and of the same user.
             await self._services.read_ends(task_ids, self._waiter.user_id)
         return await self._ends(entry, list(task_ids), OnError.COLLECT, timeout_ms, own=False)
+
+    async def predecessors(self, task_ids: Sequence[str]) -> list[End]:
+        """How the tasks ended after which this one began; see `TaskContext.predecessors`."""
+        entry = await self._steps.enter("predecessors")
+        if entry.result is not None:
+            return _ENDS.validate_json(entry.result)
+        ends = await self._services.read_ends(task_ids, self._waiter.user_id) if task_ids else []
+        found = [end or _unfinished(task_id) for task_id, end in zip(task_ids, ends, strict=True)]
+        await self._steps.store(entry, to_json(found), 0.0)
+        return found
 
     async def time(self, name: str, duration: timedelta) -> None:
         """Wait for time to pass; see `TaskContext.sleep`."""
@@ -292,6 +312,11 @@ _ENDS = TypeAdapter(list[End])
 def child_id(task_id: str, number: int, index: int) -> str:
     """The id of a child that a task starts at a place in the row of its steps: the same in every attempt."""
     return hashlib.sha256(f"{task_id}/{number}/{index}".encode()).hexdigest()[:32]
+
+
+def _unfinished(task_id: str) -> End:
+    error = {"type": "WaitTimeout", "message": "it has not ended in time", "retryable": False}
+    return End(task_id, "", Status.PENDING, error=error)
 
 
 def _timeout_ms(name: str, timeout: timedelta) -> int:

@@ -33,6 +33,8 @@ passed through a queue that was never empty: at 10,000 a second after ten months
 COST_STEP = 2**-10
 """What the cost of a task is a multiple of."""
 MAX_PRIORITY = 9
+AFTER_MS = 7 * 86_400_000
+"""How long a task that is to begin after others waits for them."""
 SLEEPER_MS = 5_000
 """A sleeper that has not renewed its place for so long is dead. Workers renew once a second."""
 CHANNEL_LENGTH = 10_000
@@ -45,7 +47,7 @@ SCAN_BOUND = 2_000
 
 CLAIM_FIELDS = (
     *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
-    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since", "steps", "resumes"),
+    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since", "steps", "resumes", "after"),
 )
 """Names of the values that `claim.lua` returns of a record."""
 
@@ -65,6 +67,7 @@ def head(idempotency_ttl_s: float) -> str:
         "sleeper_ms": SLEEPER_MS,
         "channel_length": CHANNEL_LENGTH,
         "channel_ttl_ms": CHANNEL_TTL_MS,
+        "after_ms": AFTER_MS,
         "idempotency_ttl_ms": int(idempotency_ttl_s * 1000),
     }
     prefixes = ", ".join(f"{name} = '{prefix}'" for name, prefix in PREFIXES.items())

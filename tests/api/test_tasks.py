@@ -195,6 +195,23 @@ async def test_a_batch_with_one_wrong_task_is_refused_whole(api: Api) -> None:
     assert (await api.ada.get("/api/tasks")).json() == {"items": [], "next_cursor": None}
 
 
+async def test_one_more_task_begins_when_those_of_its_batch_have_ended(api: Api) -> None:
+    tasks = [{"task": "test.double", "params": {"n": n}} for n in range(3)]
+    answer = await api.ada.post("/api/tasks/batch", json={"tasks": tasks, "then": {"task": "test.double"}})
+    *ids, last = answer.json()["task_ids"]
+    assert len(ids) == 3
+    view = (await api.ada.get(f"/api/tasks/{last}")).json()
+    assert (view["status"], view["waiting_for"]["count"]) == ("WAITING", 3)
+    single = await api.ada.post("/api/tasks", json={"task": "test.double", "after": ids})
+    assert (single.status_code, single.json()["status"]) == (202, "WAITING")
+    refused = await api.bob.post("/api/tasks", json={"task": "test.double", "after": ids})
+    assert (refused.status_code, refused.json()["pointer"]) == (404, "/after")
+    wrong = await api.ada.post(
+        "/api/tasks/batch", json={"tasks": tasks, "then": {"task": "test.double", "params": {"n": -1}}}
+    )
+    assert (wrong.status_code, wrong.json()["pointer"]) == (422, "/then/params/n")
+
+
 async def test_tasks_of_a_batch_have_idempotency_keys_of_their_own(api: Api) -> None:
     first = await api.ada.post(
         "/api/tasks/batch", json={"tasks": [{"task": "test.double", "idempotency_key": key} for key in "ab"]}

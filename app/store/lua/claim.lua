@@ -45,7 +45,7 @@ local function promote(queue)
 end
 
 local FIELDS = { 'status', 'attempt', 'lease', 'user_id', 'project_id', 'task', 'parent_id', 'root_id', 'correlation_id',
-  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel', 'unknown_since', 'steps', 'resumes' }
+  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel', 'unknown_since', 'steps', 'resumes', 'after' }
 
 -- Whether somebody runs the task all the same: a stock worker, or a worker of ours whose lease stands (an arq client that
 -- aborts a running task moves its score). It is looked at again when that may have changed.
@@ -98,7 +98,7 @@ local function take(id, queue)
   if status == 'WAITING' then
     -- Its wait has lasted as long as it may.
     stop_waiting(id, queue)
-    fields[17] = '1'
+    if fields[3] then fields[17] = '1' end
   end
   -- A stock worker on the same queue counts its tries in its own key. To come back from a wait is the same attempt.
   local attempt = math.max(tonumber(fields[2]) or 0, tonumber(tried) or 0) + (fields[17] and 0 or 1)

@@ -11,11 +11,12 @@
 --   task replays (or ''), 1 where it takes over the letter's steps else 0, cost
 --   ('' for 1)
 -- returns: for each group {'ok', time (Unix ms; 0 where this call repeats one that was carried out), {id, 0 or 1 (created)} ...},
---   {'full', queue}, {'conflict', idempotency key}, {'cancelled', parent}, {'stale', parent} or {'replayed', letter, id of the
---   task that it became ('' where nobody knows of such a letter)}
+--   {'full', queue}, {'conflict', idempotency key}, {'cancelled', parent}, {'stale', parent}, {'missing', id of a task after which
+--   one is to begin} or {'replayed', letter, id of the task that it became ('' where nobody knows of such a letter)}
 local FIELDS = 19
 local time = now()
 local max_depth = tonumber(ARGV[1])
+local FINISHED = { SUCCESS = true, FAILURE = true, CANCELLED = true }
 
 local depth, soonest = {}, {}
 
@@ -39,9 +40,25 @@ local function refuse_letter(letter)
   end
 end
 
+-- What a task's extra fields say it is to begin after: ids joined by a newline, or nothing.
+local function after_of(at)
+  if not string.find(ARGV[at + 14], '"after",', 1, true) then return nil end
+  local extra = cjson.decode(ARGV[at + 14])
+  for n = 1, #extra, 2 do
+    if extra[n] == 'after' then return extra[n + 1] end
+  end
+end
+
+-- Why a task may not begin after others: one is not there, or somebody else's. Those of its own `group` are about to be made.
+local function refuse_after(at, group)
+  for id in string.gmatch(after_of(at) or '', '[^\n]+') do
+    if not group[id] and redis.call('HGET', K.task .. id, 'user_id') ~= ARGV[at + 7] then return { 'missing', id } end
+  end
+end
+
 -- Looks at one task of a group. Returns an error reply, or the id of the task that its key already made. Ids are new, so a
 -- task that exists is one that this call made when it was carried out before, and its reply was lost.
-local function check(at)
+local function check(at, group)
   local id, user, parent, key = ARGV[at], ARGV[at + 7], ARGV[at + 9], ARGV[at + 12]
   if key ~= '' then
     local made = redis.call('GET', K.idempotency .. pair(user, key))
@@ -53,6 +70,8 @@ local function check(at)
   end
   if redis.call('EXISTS', K.task .. id, K.job .. id, K.result .. id) > 0 then return nil, id end
   if ARGV[at + 16] ~= '' then return refuse_letter(ARGV[at + 16]) end
+  local refusal = refuse_after(at, group)
+  if refusal then return refusal end
   if parent ~= '' then return refuse_child(parent, ARGV[at + 15]) end
 end
 
@@ -152,14 +171,42 @@ local function replay(letter, id, takes_steps)
   redis.call('PEXPIRE', key, L.idempotency_ttl_ms)
 end
 
-local function write(at, ready)
+-- A task that is to begin when others have ended waits for those that have not. `names` are the ids that tasks of the group
+-- have got, where an idempotency key had made them before.
+local function write_wait(at, after, names, ready)
+  local id, queue, pending = ARGV[at], ARGV[at + 2], 0
+  after = string.gsub(after, '[^\n]+', names)
+  redis.call('HSET', K.task .. id, 'after', after)
+  for task in string.gmatch(after, '[^\n]+') do
+    local status = redis.call('HGET', K.task .. task, 'status')
+    if status and not FINISHED[status] and redis.call('SADD', K.pending .. id, 'task:' .. task) == 1 then
+      redis.call('SADD', K.waiters .. task, id)
+      redis.call('HSET', K.task .. task, 'awaited', 1)
+      pending = pending + 1
+    end
+  end
+  if pending == 0 then return write_schedule(at, id, time, ready) end
+  local deadline, shown = time + L.after_ms, '{"kind":"tasks","step":"after","count":' .. pending
+  redis.call('HSET', K.task .. id, 'status', 'WAITING', 'waiting_for', shown .. '}', 'wait_until', deadline)
+  redis.call('HINCRBY', K.counts .. queue, 'waiting', 1)
+  later('ZADD', queue_key(queue), deadline, id)
+  emit(channels_of(id, ARGV[at + 7], ARGV[at + 8]), 'task_waiting', id, '{"waiting_for":' .. shown .. ',"until":"' .. iso(deadline)
+    .. '"}}')
+end
+
+local function write(at, ready, waiting)
   local id, user, key = ARGV[at], ARGV[at + 7], ARGV[at + 12]
   local due = tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
   write_record(at, id, due)
   redis.call('SET', K.job .. id, ARGV[at + 3])
   if ARGV[at + 16] ~= '' then replay(ARGV[at + 16], id, ARGV[at + 17] == '1') end
   write_indices(at, id)
-  write_schedule(at, id, due, ready)
+  local after = after_of(at)
+  if after then
+    waiting[#waiting + 1] = { at, after }
+  else
+    write_schedule(at, id, due, ready)
+  end
   depth[ARGV[at + 2]] = depth_of(ARGV[at + 2]) + 1
   if key ~= '' then
     redis.call('SET', K.idempotency .. pair(user, key), ARGV[at + 13] .. ' ' .. id, 'PX', L.idempotency_ttl_ms)
@@ -191,21 +238,24 @@ local function is_full(fresh)
 end
 
 local function accept(first, count, ready)
-  local made, reply, fresh = {}, { 'ok', time }, {}
+  local made, reply, fresh, waiting, names = {}, { 'ok', time }, {}, {}, {}
+  for n = 0, count - 1 do names[ARGV[first + n * FIELDS]] = ARGV[first + n * FIELDS] end
   for n = 0, count - 1 do
     local at = first + n * FIELDS
     local id, key = ARGV[at], ARGV[at + 12]
     local refusal, old = twin(at, made)
-    if not refusal and not old then refusal, old = check(at) end
+    if not refusal and not old then refusal, old = check(at, names) end
     if refusal then return refusal end
     reply[n + 3] = { old or id, (old or id) == id and 1 or 0 }
+    names[id] = old or id
     if key ~= '' then made[pair(ARGV[at + 7], key)] = { ARGV[at + 13], old or id } end
     if old == id then reply[2] = 0 end
     if not old then fresh[#fresh + 1] = at end
   end
   local full = is_full(fresh)
   if full then return { 'full', full } end
-  for _, at in ipairs(fresh) do write(at, ready) end
+  for _, at in ipairs(fresh) do write(at, ready, waiting) end
+  for _, item in ipairs(waiting) do write_wait(item[1], item[2], names, ready) end
   return reply
 end
 

@@ -16,7 +16,7 @@ local function bury(id, queue, user, error, traceback)
   if before then unbury(before .. ':' .. id) end
   redis.call('DEL', key)
   local names = { 'task', 'project_id', 'tags', 'enqueued_at', 'attempt', 'correlation_id', 'history', 'root_id', 'parent_id',
-    'priority' }
+    'priority', 'after' }
   local fields = { 'queue', queue, 'user_id', user, 'error', error, 'traceback', traceback, 'failed_at', time, 'payload',
     redis.call('GET', K.job .. id) or '' }
   for index, value in ipairs(redis.call('HMGET', K.task .. id, unpack(names))) do
