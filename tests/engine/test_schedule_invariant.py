@@ -121,9 +121,11 @@ class Schedule(RuleBasedStateMachine):
 
     @rule()
     def an_operator_resumes(self) -> None:
+        before_ms = self.do(server_ms(self.redis))
         assert self.do(self.scripts.pause_schedule(NAME, paused=False)) is self.paused
-        if self.paused:
-            self.seen = int(self.do(self.redis.hget(KEY, "seen")))
+        seen = int(self.do(self.redis.hget(KEY, "seen")))
+        assert seen >= max(self.seen, before_ms) if self.paused else seen == self.seen
+        self.seen = seen
         self.paused = False
 
     @precondition(lambda self: self.unfinished)

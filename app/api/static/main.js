@@ -6,13 +6,14 @@ import { deadLetterPage, deadPage } from "./dead.js";
 import { connect, onState } from "./live.js";
 import { postPage } from "./post.js";
 import { queuesPage } from "./queues.js";
+import { schedulesPage } from "./schedules.js";
 import { taskPage } from "./task.js";
 import { tasksPage } from "./tasks.js";
 
 const HEALTH_MS = 10_000;
 /** What can stand in a header: a key that cannot is none. */
 const KEY = /^[\x21-\x7e]+$/;
-const PAGES = { tasks: [tasksPage, taskPage], queues: [queuesPage], dead: [deadPage, deadLetterPage], new: [postPage] };
+const PAGES = { tasks: [tasksPage, taskPage], queues: [queuesPage], schedules: [schedulesPage], dead: [deadPage, deadLetterPage], new: [postPage] };
 
 const main = document.getElementById("main");
 const forget = document.getElementById("forget");

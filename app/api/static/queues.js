@@ -39,7 +39,7 @@ export function queuesPage(route, signal) {
 }
 
 /** The workers, where the caller may see them: only admins may, and nobody is asked twice. */
-async function readWorkers(operator, signal) {
+export async function readWorkers(operator, signal) {
   if (operator.isAdmin === false) return [];
   try {
     const { items } = await get("api/workers", signal);
