@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from app.engine.events import Event
 from app.engine.listeners import Listener
 from app.engine.service import Engine
-from app.store.scripts import head
+from app.store.assembly import assemble_text
+from app.store.scripts import limits
 from tests.support import PATIENCE_S, engine_on
 
 _APPEND = """
@@ -24,7 +25,7 @@ publish(now())
 async def append(redis: Redis, stream: str, numbers: Iterable[int], *, padding: int = 0) -> None:
     """Append a `note {n}` for each number, all in one script."""
     payloads = [to_json({"n": number, "x": "x" * padding} if padding else {"n": number}) for number in numbers]
-    await redis.eval(head(86_400.0) + _APPEND, 0, stream, *payloads)
+    await redis.eval(assemble_text(_APPEND, limits()), 0, stream, *payloads)
 
 
 @asynccontextmanager

@@ -1,8 +1,7 @@
 """Every key that Nightshift writes, and the only place where one is spelled.
 
 `arq:*` keys are arq 0.28's own, byte for byte, so that its clients, workers and tools keep working. `ns:*` keys are
-ours. The Lua scripts receive `PREFIXES` as the table `K` (see `store/scripts.py`); a name in it is the key up to its
-id.
+ours. In the Lua scripts `K.<name>` stands for an entry of `PREFIXES` (see `store/assembly.py`): the key up to its id.
 
 | key | type | holds |
 |---|---|---|

@@ -1,8 +1,8 @@
 """A typed function for every Lua script, under the script's name.
 
-A script is loaded once from `lua/<name>.lua`, behind a head that gives it the key prefixes (`K`), the limits (`L`) and
-`lua/lib.lua`. It is called by its digest; a server that lost its scripts in a restart gets them again. All times at
-this edge are Unix milliseconds, all texts bytes.
+A script is put together once from `lua/<name>.lua` and what it uses (`assembly.py`). It is called by its digest; a
+server that lost its scripts in a restart gets them again. All times at this edge are Unix milliseconds, all texts
+bytes.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from app.store import keys
+from app.store.assembly import assemble
 from app.store.items import Arg, Delivery, Emit, Finish, NewTask, Reschedule, StepRecord, Suspend
-from app.store.keys import PREFIXES
-
-LUA_DIR = Path(__file__).parent / "lua"
 
 BAND = 2**38
 """Numbers in the band of a priority, among the scores of ready tasks; a score of at least this is a time (from 1978
@@ -51,16 +48,12 @@ CLAIM_FIELDS = (
 )
 """Names of the values that `claim.lua` returns of a record."""
 
-LIBRARIES = dict.fromkeys(("reserve_quota", "settle_quota", "park_quota", "quota_stats"), "quota")
-"""What stands between `lib.lua` and a script besides."""
-INCLUDES = {"fire_schedule": ("enqueue",)}
-"""Scripts that another one calls as functions of its own, which take its ARGV as a table."""
 Fields = list[bytes]
 
 
-def head(idempotency_ttl_s: float) -> str:
-    """What stands before every script: prefixes, limits and the shared functions."""
-    limits = {
+def limits(idempotency_ttl_s: float = 86_400.0) -> dict[str, float]:
+    """What the scripts know as `L`."""
+    return {
         "band": BAND,
         "cost_step": COST_STEP,
         "priority_max": MAX_PRIORITY,
@@ -70,9 +63,6 @@ def head(idempotency_ttl_s: float) -> str:
         "after_ms": AFTER_MS,
         "idempotency_ttl_ms": int(idempotency_ttl_s * 1000),
     }
-    prefixes = ", ".join(f"{name} = '{prefix}'" for name, prefix in PREFIXES.items())
-    numbers = ", ".join(f"{name} = {value}" for name, value in limits.items())
-    return f"local K = {{ {prefixes} }}\nlocal L = {{ {numbers} }}\n{(LUA_DIR / 'lib.lua').read_text('utf8')}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +76,8 @@ class Scripts:
 
     def __init__(self, redis: Redis, *, idempotency_ttl_s: float = 86_400.0) -> None:
         self.redis = redis
-        self._head = head(idempotency_ttl_s)
+        self._limits = limits(idempotency_ttl_s)
+        self._prelude = ""
         self._loaded: dict[str, _Script] = {}
 
     async def run(self, name: str, args: Sequence[Arg]) -> Any:
@@ -102,7 +93,7 @@ class Scripts:
             return await self.redis.execute_command("EVALSHA", script.digest, 0, *args)
 
     def _load(self, name: str) -> _Script:
-        source = self._head + _body(name)
+        source = assemble(name, self._limits, self._prelude)
         script = _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
         self._loaded[name] = script
         return script
@@ -286,16 +277,6 @@ class Scripts:
         return tasks, dead
 
 
-def lua_source(name: str, idempotency_ttl_s: float = 86_400.0) -> str:
+def lua_source(name: str) -> str:
     """The full text of a script, for the lease thread's own client."""
-    return head(idempotency_ttl_s) + _body(name)
-
-
-def _body(name: str) -> str:
-    library = f"{_text(LIBRARIES[name])}\n" if name in LIBRARIES else ""
-    included = (f"local function {other}(ARGV)\n{_body(other)}\nend\n" for other in INCLUDES.get(name, ()))
-    return library + "".join(included) + _text(name)
-
-
-def _text(name: str) -> str:
-    return (LUA_DIR / f"{name}.lua").read_text("utf8")
+    return assemble(name, limits())

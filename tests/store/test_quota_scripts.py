@@ -30,7 +30,7 @@ class Shop:
 
     def __init__(self, redis: Redis, requests: int = NO_LIMIT, tokens: int = NO_LIMIT, slots: int = NO_LIMIT) -> None:
         scripts = Scripts(redis)
-        scripts._head += CLOCK
+        scripts._prelude = CLOCK
         self.redis = redis
         self.scripts = QuotaScripts(scripts)
         self.limits = StoredLimits(requests, tokens, slots, WINDOW_MS)

@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 
 from app.engine import wire
 from app.store import keys
+from app.store.assembly import assemble_text
 from app.store.connection import connect_sync
 from app.store.embedded import EmbeddedServer
-from app.store.scripts import Scripts, head
+from app.store.scripts import Scripts, limits
 from tests.simulated import DAY_MS, again, claim, end_of, event_of, lapse, new_task, put, server_ms
 
 
@@ -52,7 +53,7 @@ async def kinds(scripts: Scripts, channel: str) -> list[str]:
 @given(ms=st.integers(0, 253_402_300_799_999))
 @settings(max_examples=400, deadline=None)
 def test_lua_and_python_write_a_time_alike(lua: SyncRedis, ms: int) -> None:
-    written = lua.eval(head(1.0) + "return iso(tonumber(ARGV[1]))", 0, ms)
+    written = lua.eval(assemble_text("return iso(tonumber(ARGV[1]))", limits()), 0, ms)
     expected = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
     assert written.decode() == expected.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -60,7 +61,9 @@ def test_lua_and_python_write_a_time_alike(lua: SyncRedis, ms: int) -> None:
 @given(first=st.text(), second=st.text())
 @settings(max_examples=100, deadline=None)
 def test_lua_and_python_join_two_names_alike(lua: SyncRedis, first: str, second: str) -> None:
-    assert lua.eval(head(1.0) + "return pair(ARGV[1], ARGV[2])", 0, first, second).decode() == keys.pair(first, second)
+    assert lua.eval(assemble_text("return pair(ARGV[1], ARGV[2])", limits()), 0, first, second).decode() == keys.pair(
+        first, second
+    )
 
 
 @given(st.text(), st.text(), st.text(), st.text())

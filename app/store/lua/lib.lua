@@ -1,4 +1,5 @@
--- Shared by every script: it is put before each of them, after the table K of key prefixes and the limits L.
+-- Shared by all scripts: each gets those of these functions that it uses. K.<name> is a key prefix, L.<name> a limit, see
+-- store/assembly.py.
 --
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
