@@ -12,7 +12,6 @@ States and moves (each move is one Lua script, see `store/lua`):
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -45,12 +44,25 @@ class Status(StrEnum):
 
 FINISHED = frozenset({Status.SUCCESS, Status.FAILURE, Status.CANCELLED})
 
-_sequence = itertools.count(int.from_bytes(os.urandom(2)))
+
+class _Sequence:
+    """Numbers that only grow, 64 bits: Unix ms in the upper 48, a count within the ms in the lower 16."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def __next__(self) -> int:
+        self._last = max(self._last + 1, time.time_ns() // 1_000_000 << 16)
+        return self._last
+
+
+_sequence = _Sequence()
 
 
 def new_task_id() -> str:
-    """A task id: 32 hex digits. 12 of Unix ms, 4 of a counter, 16 random, so that ids of one process sort by time."""
-    return f"{time.time_ns() // 1_000_000:012x}{next(_sequence) & 0xFFFF:04x}{os.urandom(8).hex()}"
+    """A task id: 32 hex digits, 16 that grow with time and 16 random, so that ids of one process sort as they were
+    made."""
+    return f"{next(_sequence):016x}{os.urandom(8).hex()}"
 
 
 @dataclass(frozen=True, slots=True)
