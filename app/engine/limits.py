@@ -54,9 +54,9 @@ AWAY_DELAY_S = (1.0, 600.0)
 """For how long it leaves, at least and at most."""
 GRACE_S = 30.0
 """How long its share is held back when it is its turn and it is not back yet."""
-POLL_S = 2.0
+POLL_S = 5.0
 """How often a waiting ask is repeated at least: somebody ahead may have gone."""
-PATIENCE_S = 10.0
+PATIENCE_S = 15.0
 AWAY_S = 30.0
 AWAY_PAUSE_S = 0.25
 MAX_RESET_S = 3_600.0

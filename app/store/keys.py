@@ -40,6 +40,7 @@ a ready one its place (below any time) |
 | `ns:quota-hold:<id>` | string | a reservation: bucket, requests, tokens |
 | `ns:quota-slots:<key>` | zset | ids of reservations that hold a slot; score: end of its lease (Unix ms) |
 | `ns:quota-line:<key>` | zset | ids of asks that wait; score: since when |
+| `ns:quota-parked:<key>` | zset | places in line of tasks that were sent away; score: when they come back |
 | `ns:quota-asks:<key>` | hash | what they ask for |
 | `ns:quota-shrunk:<key>` | string | the share of the limits that a refusal left, and until when |
 | `ns:ticket:<digest>` | string | a single-use WebSocket ticket |
@@ -88,6 +89,7 @@ PREFIXES: Final[dict[str, str]] = {
     "quota_hold": "ns:quota-hold:",
     "quota_slots": "ns:quota-slots:",
     "quota_line": "ns:quota-line:",
+    "quota_parked": "ns:quota-parked:",
     "quota_asks": "ns:quota-asks:",
     "quota_shrunk": "ns:quota-shrunk:",
     "ticket": "ns:ticket:",

@@ -102,9 +102,8 @@ async def test_what_came_later_does_not_pass_a_task_that_left(redis_url: str) ->
         await event_of(engine, early, "task_retrying")
         # Its time has come, and it is not back yet: what it needs is held back.
         await engine.redis.delete(keys.PREFIXES["quota"] + "llm")
-        asks = keys.PREFIXES["quota_asks"] + "llm"
-        now_ms = await server_ms(engine.redis)
-        await engine.redis.hset(asks, f"@{early}", f"1 900 {now_ms} {now_ms + 30_000} ")
+        parked = keys.PREFIXES["quota_parked"] + "llm"
+        await engine.redis.zadd(parked, {f"@{early}": await server_ms(engine.redis)}, xx=True)
         late = asyncio.create_task(use_up(engine, 200))
         await until_waiting(engine, 2)
         await make_room_and_due(engine, early)

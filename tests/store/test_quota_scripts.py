@@ -187,6 +187,33 @@ async def test_those_in_line_are_served_though_the_one_ahead_has_not_asked_yet(s
     assert await shop.ask("more", 101) > 0
 
 
+async def test_a_long_line_is_served_in_order_and_told_how_long_it_is(redis: Redis) -> None:
+    shop = Shop(redis, tokens=100, slots=3)
+    for number in range(3):
+        assert await shop.ask(f"c{number}", 10) == 0
+    waits = []
+    for number in range(130):
+        await shop.at(1)
+        waits.append(await shop.ask(f"w{number}", 10))
+    assert waits[129] > 10 * WINDOW_MS
+    assert waits[60] > waits[20] > 0
+    for number in range(130):
+        await shop.at(1)
+        await shop.settle(f"c{number}" if number < 3 else f"w{number - 3}", tokens=0)
+        others = {129, min(number + 1, 129), min(number + 70, 129)} - {number}
+        assert all([await shop.ask(f"w{other}", 10) > 0 for other in others])
+        assert await shop.ask(f"w{number}", 10) == 0
+
+
+async def test_those_that_are_away_hold_nobody_up_however_many_they_are(shop: Shop) -> None:
+    assert await shop.ask("first", 995) == 0
+    for number in range(120):
+        assert await shop.ask(f"w{number}", 10) > 0
+        await shop.scripts.park_quota("llm", f"w{number}", f"task-{number}", delay_ms=60_000, grace_ms=5_000)
+    assert await shop.ask("small", 5) == 0
+    assert (await shop.stats())[3] == 120
+
+
 @pytest.mark.parametrize(("used", "left"), [(0, 1_000), (400, 600), (900, 100), (1_500, -500)])
 async def test_a_settlement_corrects_in_both_directions_and_once(shop: Shop, used: int, left: int) -> None:
     assert await shop.ask("call", 900) == 0

@@ -6,13 +6,14 @@
 -- ARGV: key, id, task, delay_ms, grace_ms
 -- returns: 1, or 0 where nobody waits under the id, or the task has a place already, which stands further ahead
 local name, id, place = ARGV[1], ARGV[2], '@' .. ARGV[3]
-local line, asks = K.quota_line .. name, K.quota_asks .. name
-local score, kept = redis.call('ZSCORE', line, id), redis.call('ZSCORE', line, place)
-local requests, tokens = string.match(redis.call('HGET', asks, id) or '', '^(%d+) (%d+) ')
+local asks, parked = K.quota_asks .. name, K.quota_parked .. name
+local time = now()
+local ask, kept = quota_read(id, redis.call('HGET', asks, id)), quota_read(place, redis.call('HGET', asks, place))
 quota_leave(name, id)
-if not score or not requests or (kept and tonumber(kept) <= tonumber(score)) then return 0 end
-local from = now() + tonumber(ARGV[4])
-redis.call('ZADD', line, score, place)
-quota_stand(name, place, { requests = tonumber(requests), tokens = tonumber(tokens), from = from,
-  till = from + tonumber(ARGV[5]), worker = '' })
+if not ask or (kept and kept.till >= time and kept.arrived <= ask.arrived) then return 0 end
+local from = time + tonumber(ARGV[4])
+ask.id, ask.till, ask.worker = place, from + tonumber(ARGV[5]), ''
+quota_note(name, ask)
+redis.call('ZADD', parked, from, place)
+redis.call('PEXPIRE', parked, LINE_TTL_MS)
 return 1

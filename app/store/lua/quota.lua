@@ -5,18 +5,21 @@
 -- the limit can be used. The sums over the buckets that count stand beside them; buckets that have left are taken off first.
 --
 -- Who waits stands in line by the time of its first ask. What those ahead asked for is not given away, so nobody starves, and
--- nobody needs to be served before the next one can be. An ask counts from `from` (a task that was sent away comes back then)
--- and until `till`, unless it is repeated.
+-- nobody needs to be served before the next one can be. An ask counts until `till`, unless it is repeated. The place of a task
+-- that was sent away is parked until it is to come back, and counts from then on.
 --
 -- KEYS: none
 -- ARGV: none
--- returns: nothing; defines quota_open, quota_add, quota_share, quota_stand, quota_line, quota_leave, quota_held,
---   quota_wait
+-- returns: nothing; defines quota_open, quota_add, quota_share, quota_leave, quota_read, quota_note, quota_stand,
+--   quota_return, quota_walk, quota_held, quota_wait
 local BUCKETS = 100
 local COUNTED = BUCKETS + 2
 local MOST_IN_LINE = 1000
--- How soon somebody who waits for a slot looks again on its own; a slot that is given back wakes it before.
-local SLOT_WAIT_MS = 1000
+-- So many of the line are read at a time.
+local CHUNK = 50
+-- How soon somebody who waits for a slot looks again on its own, the later the more are ahead; a slot that is given back
+-- wakes it before.
+local SLOT_WAIT_MS, SLOT_WAIT_EACH_MS, SLOT_WAIT_MOST_MS = 1000, 10, 5000
 local LINE_TTL_MS = 7200000
 
 local function quota_names(kind, first, last)
@@ -84,27 +87,54 @@ local function quota_leave(name, ...)
   return redis.call('ZREM', K.quota_line .. name, ...)
 end
 
-local function quota_stand(name, id, ask)
-  redis.call('HSET', K.quota_asks .. name, id,
-    string.format('%.0f %.0f %.0f %.0f %s', ask.requests, ask.tokens, ask.from, ask.till, ask.worker))
+local function quota_read(id, text)
+  local requests, tokens, arrived, till, worker = string.match(text or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+  if not requests then return nil end
+  return { id = id, requests = tonumber(requests), tokens = tonumber(tokens), arrived = tonumber(arrived),
+    till = tonumber(till), worker = worker }
 end
 
--- Who waits, in order. Asks whose time is over leave.
-local function quota_line(name, time)
-  local ids = redis.call('ZRANGE', K.quota_line .. name, 0, MOST_IN_LINE - 1)
-  if #ids == 0 then return {} end
-  local asks, gone = {}, {}
-  for index, text in ipairs(redis.call('HMGET', K.quota_asks .. name, unpack(ids))) do
-    local requests, tokens, from, till, worker = string.match(text or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
-    if requests and tonumber(till) >= time then
-      asks[#asks + 1] = { id = ids[index], requests = tonumber(requests), tokens = tonumber(tokens),
-        from = tonumber(from), till = tonumber(till), worker = worker }
-    else
-      gone[#gone + 1] = ids[index]
-    end
+local function quota_note(name, ask)
+  redis.call('HSET', K.quota_asks .. name, ask.id,
+    string.format('%.0f %.0f %.0f %.0f %s', ask.requests, ask.tokens, ask.arrived, ask.till, ask.worker))
+  redis.call('PEXPIRE', K.quota_asks .. name, LINE_TTL_MS)
+end
+
+local function quota_stand(name, ask)
+  redis.call('ZADD', K.quota_line .. name, ask.arrived, ask.id)
+  redis.call('PEXPIRE', K.quota_line .. name, LINE_TTL_MS)
+  quota_note(name, ask)
+end
+
+-- Parked places whose time has come stand in line again, where they stood.
+local function quota_return(name, time)
+  local parked = K.quota_parked .. name
+  for _, place in ipairs(redis.call('ZRANGEBYSCORE', parked, '-inf', string.format('%.0f', time), 'LIMIT', 0, CHUNK)) do
+    local ask = quota_read(place, redis.call('HGET', K.quota_asks .. name, place))
+    redis.call('ZREM', parked, place)
+    if ask then quota_stand(name, ask) end
   end
-  if #gone > 0 then quota_leave(name, unpack(gone)) end
-  return asks
+end
+
+-- Shows `visit` who waits, in order, until it returns true. Asks whose time is over leave.
+local function quota_walk(name, time, visit)
+  local first, ids = 0, nil
+  repeat
+    ids = redis.call('ZRANGE', K.quota_line .. name, first, first + CHUNK - 1)
+    if #ids == 0 then return end
+    local gone, seen_enough = {}, false
+    for index, text in ipairs(redis.call('HMGET', K.quota_asks .. name, unpack(ids))) do
+      local ask = quota_read(ids[index], text)
+      if not ask or ask.till < time then
+        gone[#gone + 1] = ids[index]
+      elseif visit(ask) then
+        seen_enough = true
+        break
+      end
+    end
+    if #gone > 0 then quota_leave(name, unpack(gone)) end
+    first = first + #ids - #gone
+  until seen_enough or #ids < CHUNK
 end
 
 -- Slots that are held; those of dead holders are free again.
@@ -143,7 +173,7 @@ local function quota_wait(name, use, limits, ahead, own, time)
     end
   end
   if limits.slots >= 0 and quota_held(name, time) + ahead.slots + 1 > limits.slots then
-    wait = math.max(wait, SLOT_WAIT_MS)
+    wait = math.max(wait, math.min(SLOT_WAIT_MS + SLOT_WAIT_EACH_MS * ahead.slots, SLOT_WAIT_MOST_MS))
   end
   return wait
 end

@@ -15,30 +15,46 @@ local time = now()
 
 local function stamp(ms) return string.format('%.0f', ms) end
 
-local function stand(score)
-  local line, asks = K.quota_line .. name, K.quota_asks .. name
-  if redis.call('ZCARD', line) >= MOST_IN_LINE and not redis.call('ZSCORE', line, id) then return end
-  redis.call('ZADD', line, 'NX', score, id)
-  quota_stand(name, id, { requests = own.requests, tokens = own.tokens, from = 0, till = time + patience, worker = worker })
-  redis.call('PEXPIRE', line, LINE_TTL_MS)
-  redis.call('PEXPIRE', asks, LINE_TTL_MS)
+local function stand(arrived)
+  local line = K.quota_line .. name
+  local score = redis.call('ZSCORE', line, id)
+  if not score and redis.call('ZCARD', line) >= MOST_IN_LINE then return end
+  quota_stand(name, { id = id, requests = own.requests, tokens = own.tokens, arrived = tonumber(score) or arrived,
+    till = time + patience, worker = worker })
 end
 
 local function take_place()
-  local score = place ~= '@' and redis.call('ZSCORE', K.quota_line .. name, place)
-  if not score then return end
+  local parked = place ~= '@' and quota_read(place, redis.call('HGET', K.quota_asks .. name, place))
+  if not parked then return end
+  redis.call('ZREM', K.quota_parked .. name, place)
   quota_leave(name, place)
-  stand(score)
+  stand(parked.arrived)
 end
 
+local function too_many(ahead)
+  for kind, limit in pairs(limits) do
+    if limit >= 0 and ahead[kind] >= limit then return true end
+  end
+  return false
+end
+
+-- What those ahead want. It is read until it is too much in any case; the rest, which is a matter of how long the wait is
+-- likely to be, is taken to want as much on average.
 local function asked_ahead()
-  local ahead = { requests = 0, tokens = 0, slots = 0 }
-  for _, ask in ipairs(quota_line(name, time)) do
-    if ask.id == id then break end
-    if ask.from <= time then
-      ahead.requests, ahead.tokens = ahead.requests + ask.requests, ahead.tokens + ask.tokens
-      ahead.slots = ahead.slots + 1
-    end
+  local ahead, read, stopped = { requests = 0, tokens = 0, slots = 0 }, 0, false
+  quota_walk(name, time, function(ask)
+    if ask.id == id then return true end
+    read = read + 1
+    ahead.requests, ahead.tokens = ahead.requests + ask.requests, ahead.tokens + ask.tokens
+    ahead.slots = ahead.slots + 1
+    stopped = too_many(ahead)
+    return stopped
+  end)
+  if stopped then
+    local line = K.quota_line .. name
+    local standing = redis.call('ZRANK', line, id) or redis.call('ZCARD', line)
+    local factor = math.max(1, standing / read)
+    for kind, sum in pairs(ahead) do ahead[kind] = math.ceil(sum * factor) end
   end
   return ahead
 end
@@ -57,6 +73,7 @@ local function grant(use)
 end
 
 if redis.call('EXISTS', K.quota_hold .. id) == 1 then return { 1, 0, time } end
+quota_return(name, time)
 take_place()
 local ahead = asked_ahead()
 local use = quota_open(name, window, time)

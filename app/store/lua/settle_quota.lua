@@ -37,26 +37,25 @@ end
 
 local function wake_who_fits()
   local ahead, woken = { requests = 0, tokens = 0, slots = 0 }, 0
-  for _, ask in ipairs(quota_line(name, time)) do
-    if ask.from <= time then
-      if woken == MOST_WOKEN or quota_wait(name, use, limits, ahead, ask, time) > 0 then return end
-      ahead.requests, ahead.tokens = ahead.requests + ask.requests, ahead.tokens + ask.tokens
-      ahead.slots = ahead.slots + 1
-      if ask.worker ~= '' then
-        redis.call('RPUSH', K.wake .. ask.worker, '?' .. ask.id)
-        redis.call('PEXPIRE', K.wake .. ask.worker, L.sleeper_ms)
-        woken = woken + 1
-        -- Once: it names its worker again when it asks again.
-        ask.worker = ''
-        quota_stand(name, ask.id, ask)
-      end
+  quota_walk(name, time, function(ask)
+    if woken == MOST_WOKEN or quota_wait(name, use, limits, ahead, ask, time) > 0 then return true end
+    ahead.requests, ahead.tokens = ahead.requests + ask.requests, ahead.tokens + ask.tokens
+    ahead.slots = ahead.slots + 1
+    if ask.worker ~= '' then
+      redis.call('RPUSH', K.wake .. ask.worker, '?' .. ask.id)
+      redis.call('PEXPIRE', K.wake .. ask.worker, L.sleeper_ms)
+      woken = woken + 1
+      -- Once: it names its worker again when it asks again.
+      ask.worker = ''
+      quota_note(name, ask)
     end
-  end
+  end)
 end
 
 local held = correct()
 local had_slot = redis.call('ZREM', K.quota_slots .. name, id) == 1
 local stood = quota_leave(name, id) == 1
 if shrink >= 0 then shrink_limits() end
+quota_return(name, time)
 if redis.call('EXISTS', K.quota_line .. name) == 1 then wake_who_fits() end
 return (held or had_slot or stood) and 1 or 0
