@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from app.engine import limits as limits_module
 from app.engine.limits import Guest, Quota, Quotas, is_too_long
 from app.engine.outcomes import HandedBack
-from app.errors import InvalidInput, QuotaTooSmall, RemoteStatus
+from app.errors import InvalidInput, LeaseLost, QuotaTooSmall, RemoteStatus
 from app.settings import QuotaLimits
 from app.store import keys
 from app.store.connection import connect
@@ -193,6 +193,24 @@ def test_a_task_leaves_for_a_long_wait_and_stays_for_its_last_seconds(
     waited_s: float, wait_s: float, too_long: bool
 ) -> None:
     assert is_too_long(waited_s, wait_s) is too_long
+
+
+async def test_what_was_granted_to_a_call_that_is_not_made_after_all_is_given_back(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits_module, "SHOW_S", 0.1)
+    quotas = short(redis, tokens_per_minute=100, requests_per_minute=1)
+
+    async def show(label: str | None) -> None:
+        if label is None:
+            raise LeaseLost("gone")
+
+    async with quotas.hold("llm", tokens=40):
+        pass
+    with pytest.raises(LeaseLost):
+        async with quotas.hold("llm", tokens=30, guest=Guest("task-1", show, Host().leave)):
+            raise AssertionError("the lease is lost")
+    assert (await used(quotas))[:2] == (0, 0)
 
 
 async def test_cancelled_while_it_waits_a_call_leaves_the_line(redis: Redis) -> None:

@@ -117,6 +117,7 @@ async def test_a_wait_in_place_is_shown_without_moving_the_percentage(
 ) -> None:
     monkeypatch.setattr(limits_module, "SHOW_S", 0.0)
     monkeypatch.setattr(limits_module, "HOLD_S", 1_000.0)
+    monkeypatch.setattr(limits_module, "POLL_S", 0.2)
     async with service(redis_url) as engine:
         await use_up(engine)
         task_id = await post(engine, tokens=100)
