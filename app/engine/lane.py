@@ -188,7 +188,7 @@ class Lane:
                 written = await self._workshop.committer.reschedule(_reschedule(claim, outcome))
                 self._workshop.look_again(outcome.delay_s)
             case Suspended():
-                written = await self._workshop.committer.suspend(_suspend(claim, outcome))
+                written = await self._workshop.committer.suspend(_suspend(claim, outcome, self._workshop.result_ttl_ms))
                 self._workshop.look_again(outcome.timeout_ms / 1000)
             case Completed() | Failed() | Cancelled():
                 written = await self._workshop.committer.finish(self._finish(attempt, outcome, elapsed_s))
@@ -289,7 +289,7 @@ def _reschedule(claim: Claim, outcome: Again | HandedBack) -> Reschedule:
     )
 
 
-def _suspend(claim: Claim, outcome: Suspended) -> Suspend:
+def _suspend(claim: Claim, outcome: Suspended, ttl_ms: int) -> Suspend:
     return Suspend(
         id=claim.task_id,
         token=claim.token,
@@ -299,6 +299,7 @@ def _suspend(claim: Claim, outcome: Suspended) -> Suspend:
         timeout_ms=outcome.timeout_ms,
         fail_fast=outcome.fail_fast,
         waiting_for=outcome.waiting_for,
+        ttl_ms=ttl_ms,
         subjects=outcome.subjects,
     )
 

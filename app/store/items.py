@@ -138,13 +138,14 @@ class Suspend:
     timeout_ms: int
     fail_fast: bool
     waiting_for: bytes
+    ttl_ms: int
     subjects: tuple[str, ...]
 
     def args(self) -> tuple[Arg, ...]:
         """The flat form of the script."""
         return (
             *(self.id, self.token, self.queue, self.number, self.facts, self.timeout_ms, int(self.fail_fast)),
-            *(self.waiting_for, len(self.subjects)),
+            *(self.waiting_for, self.ttl_ms, len(self.subjects)),
             *self.subjects,
         )
 

@@ -4,8 +4,8 @@
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
 -- returns: nothing; defines now, iso, pair, queue_key, channels_of, later, later_delete, ready_new, ready_again, flush, emit,
---   publish, wake, stop_waiting, resume, resolve, keep_for_waiters, settle, remember, store_step, step_facts, is_buried,
---   unbury, forget, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
+--   publish, wake, stop_waiting, resume, resolve, keep_for_waiters, keep_until, settle, remember, store_step, step_facts,
+--   is_buried, unbury, forget, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
 
 -- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
 local function now()
@@ -223,6 +223,15 @@ local function keep_for_waiters(id, ttl, time)
     longest = math.max(longest, wait_until - time + ttl)
   end
   return longest
+end
+
+-- Keeps a finished task and its result until a time, where they would be forgotten before.
+local function keep_until(id, keep_ms, time)
+  local left = redis.call('PTTL', K.result .. id)
+  if left >= 0 and left < keep_ms - time then
+    redis.call('PEXPIRE', K.result .. id, keep_ms - time)
+    redis.call('ZADD', K.finished, 'XX', 'GT', keep_ms, id)
+  end
 end
 
 -- What every end of a task does to its keys: out of the queue, result stored, kept until `ttl` ms from now. `...` are more

@@ -4,9 +4,10 @@
 --
 -- KEYS: none
 -- ARGV: for each task: id, token, queue, number of the wait among the steps, facts (JSON), timeout_ms, fail_fast (1 or 0),
---   waiting_for (JSON object), number of subjects, subjects: `task:<id>`, `event:<name>`, `approval:<id>`
+--   waiting_for (JSON object), ttl_ms (for how long what it waits for is kept beyond its deadline), number of subjects,
+--   subjects: `task:<id>`, `event:<name>`, `approval:<id>`
 -- returns: for each task 1, or 0 when the token is stale and nothing was changed
-local FIELDS = 9
+local FIELDS = 10
 local time = now()
 local running, waiting, ready = {}, {}, {}
 local FINISHED = { SUCCESS = true, FAILURE = true, CANCELLED = true }
@@ -23,18 +24,20 @@ local function look(id, subject)
   return redis.call('HGET', K.approval .. name, 'status') ~= 'PENDING', false
 end
 
--- What of the subjects is still to come; nothing when the wait is over all the same.
+-- What of the subjects is still to come (nothing when the wait is over all the same), and what has come about.
 local function pending_of(id, first, count, fail_fast)
-  local pending = {}
+  local pending, past = {}, {}
   for at = first, first + count - 1 do
     local over, failed = look(id, ARGV[at])
     if not over then
       pending[#pending + 1] = ARGV[at]
     elseif failed and fail_fast then
-      return {}
+      return {}, {}
+    else
+      past[#past + 1] = ARGV[at]
     end
   end
-  return pending
+  return pending, past
 end
 
 local function deadline_of(at, record)
@@ -48,7 +51,7 @@ local function deadline_of(at, record)
   return tonumber(deadline)
 end
 
-local function wait(at, deadline, pending, record)
+local function wait(at, deadline, pending, past, record)
   local id, queue = ARGV[at], ARGV[at + 2]
   for first = 1, #pending, 1000 do
     redis.call('SADD', K.pending .. id, unpack(pending, first, math.min(first + 999, #pending)))
@@ -60,6 +63,11 @@ local function wait(at, deadline, pending, record)
       redis.call('HSET', K.task .. task, 'awaited', 1)
     end
   end
+  for _, subject in ipairs(past) do
+    -- The others may come about long after this one is over, and its result is wanted then.
+    local task = string.match(subject, '^task:(.*)$')
+    if task then keep_until(task, deadline + tonumber(ARGV[at + 8]), time) end
+  end
   redis.call('HSET', K.task .. id, 'status', 'WAITING', 'waiting_for', ARGV[at + 7], 'wait_until', deadline,
     'fail_fast', ARGV[at + 6], 'resumes', 1)
   later('ZADD', queue_key(queue), deadline, id)
@@ -69,12 +77,12 @@ local function wait(at, deadline, pending, record)
 end
 
 local function suspend(at)
-  local id, queue, count = ARGV[at], ARGV[at + 2], tonumber(ARGV[at + 8])
+  local id, queue, count = ARGV[at], ARGV[at + 2], tonumber(ARGV[at + 9])
   local record = redis.call('HMGET', K.task .. id, 'status', 'lease', 'user_id', 'project_id', 'priority', 'cancel', 'attempt',
     'steps')
   if record[1] ~= 'STARTED' or record[2] ~= ARGV[at + 1] then return 0 end
   local deadline = deadline_of(at, record)
-  local pending = pending_of(id, at + FIELDS, count, ARGV[at + 6] == '1')
+  local pending, past = pending_of(id, at + FIELDS, count, ARGV[at + 6] == '1')
   redis.call('DEL', K.in_progress .. id, K.pending .. id)
   running[queue] = (running[queue] or 0) + 1
   -- A task that was cancelled while its attempt ended must not wait: its next claim ends it.
@@ -83,7 +91,7 @@ local function suspend(at)
     later('ZADD', queue_key(queue), ready_again(queue, record[3], record[5]), id)
     ready[queue] = true
   else
-    wait(at, deadline, pending, record)
+    wait(at, deadline, pending, past, record)
   end
   return 1
 end
@@ -91,7 +99,7 @@ end
 local replies, at = {}, 1
 while ARGV[at] do
   replies[#replies + 1] = suspend(at)
-  at = at + FIELDS + tonumber(ARGV[at + 8])
+  at = at + FIELDS + tonumber(ARGV[at + 9])
 end
 flush()
 publish(time)
