@@ -114,7 +114,7 @@ class TaskContext:
         self.info = info
         self._services = services
         self._percent = info.percent
-        self._leave = leave
+        self._guest = Guest(info.task_id, self._show_wait, leave)
         self._shown: tuple[float, float, str] = (info.percent, 100.0, "")
         self._written = 0
         self._steps = Steps(services, info.task_id, info.token, expected=info.has_steps)
@@ -214,8 +214,7 @@ class TaskContext:
         over 15 s the task leaves its worker and runs again when it is its turn, which costs it no try. Raises
         `QuotaTooSmall` where the call can never fit. See `app/engine/limits.py`.
         """
-        guest = Guest(self.task_id, self._show_wait, self._leave)
-        return self._services.quotas.hold(key, tokens=tokens, spare=spare, requests=requests, guest=guest)
+        return self._services.quotas.hold(key, tokens=tokens, spare=spare, requests=requests, guest=self._guest)
 
     def slot(self, key: str) -> AbstractAsyncContextManager[Quota]:
         """Hold one of the slots of a key for the length of the block, and none of its requests and tokens."""

@@ -65,9 +65,9 @@ KEEP: Final = -1
 """What was reserved stands as what was used."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Guest:
-    """The attempt that waits. `show` puts a label into its progress, and with None what stood there before.
+    """An attempt whose calls wait. `show` puts a label into its progress, and with None what stood there before.
 
     `leave` ends the attempt with an outcome: it raises where the coroutine awaits next.
     """
@@ -75,6 +75,8 @@ class Guest:
     task_id: str
     show: Callable[[str | None], Awaitable[None]]
     leave: Callable[[HandedBack], None]
+    leaving: bool = False
+    """Whether one of its calls has parked the task's place: that is for the next attempt, not for its other calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +254,7 @@ class Quotas:
     async def _ask(self, quota: Quota, guest: Guest | None) -> float:
         """Ask once; seconds to wait, 0 when it was granted."""
         assert quota.key is not None
-        place = guest.task_id if guest else ""
+        place = guest.task_id if guest and not guest.leaving else ""
         ask = Ask(quota.key, quota.id, place, self._worker_id, quota.requests, quota.tokens)
         limits = self._stored(quota.key)
         self._waiting[quota.id].clear()
@@ -278,6 +280,7 @@ class Quotas:
     async def _send_away(self, quota: Quota, name: str, guest: Guest, wait_s: float) -> None:
         """Keep the place in line for the task, and have it leave."""
         key, delay_s = quota.key or "", min(max(wait_s, AWAY_DELAY_S[0]), AWAY_DELAY_S[1])
+        guest.leaving = True
         delay_ms, grace_ms = int(delay_s * 1000), int(GRACE_S * 1000)
         await _through_restarts(
             lambda: self._scripts.park_quota(key, quota.id, guest.task_id, delay_ms=delay_ms, grace_ms=grace_ms)

@@ -195,6 +195,25 @@ def test_a_task_leaves_for_a_long_wait_and_stays_for_its_last_seconds(
     assert is_too_long(waited_s, wait_s) is too_long
 
 
+async def test_calls_of_a_task_that_is_leaving_do_not_take_its_place_from_it(
+    quotas: Quotas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with quotas.hold("llm", tokens=1_000):
+        pass
+    host = Host()
+    guest = host.guest
+    with pytest.raises(asyncio.CancelledError):
+        async with quotas.hold("llm", tokens=1, guest=guest):
+            raise AssertionError
+    monkeypatch.setattr(limits_module, "HOLD_S", 1_000.0)
+    other = asyncio.create_task(_hold_once(quotas, guest))
+    await until(quotas, waiting=2)
+    other.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await other
+    assert await used(quotas) == (1, 1_000, 0, 1)
+
+
 async def test_what_was_granted_to_a_call_that_is_not_made_after_all_is_given_back(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,8 +291,8 @@ async def test_a_settlement_that_cannot_be_written_does_not_fail_the_call(own_se
     await redis.aclose()
 
 
-async def _hold_once(quotas: Quotas) -> None:
-    async with quotas.hold("llm"):
+async def _hold_once(quotas: Quotas, guest: Guest | None = None) -> None:
+    async with quotas.hold("llm", guest=guest, tokens=1 if guest else 0):
         pass
 
 
