@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.api import (
+    approvals,
     dashboard,
     dead_letters,
     health,
@@ -25,6 +26,7 @@ from app.api import (
     websocket,
     workers,
 )
+from app.api.approval_views import ApprovalItem, ApprovalView
 from app.api.auth import make_authenticator
 from app.api.dead_letter_views import BulkDiscardView, BulkReplayView, DeadLetterItem, DeadLetterView
 from app.api.examples import describe_examples
@@ -49,6 +51,7 @@ from app.telemetry import configure_logging, secret_values
 ROUTERS = (
     tasks.router,
     task_types.router,
+    approvals.router,
     dead_letters.router,
     queues.router,
     quotas.router,
@@ -61,7 +64,17 @@ ROUTERS = (
     health.router,
     dashboard.router,
 )
-WITH_NULLS = (TaskView, DeadLetterItem, DeadLetterView, BulkReplayView, BulkDiscardView, JobView, QuotaView)
+WITH_NULLS = (
+    ApprovalItem,
+    ApprovalView,
+    TaskView,
+    DeadLetterItem,
+    DeadLetterView,
+    BulkReplayView,
+    BulkDiscardView,
+    JobView,
+    QuotaView,
+)
 """Models whose examples show nulls."""
 DESCRIPTION = """Post tasks, and follow them while workers run them.
 
@@ -71,6 +84,7 @@ may carry `X-Correlation-ID`; its answer, its tasks and the log repeat it. Bodie
 """
 TAGS = [
     {"name": "tasks", "description": "Post, read, await, cancel and repeat tasks."},
+    {"name": "approvals", "description": "What tasks ask people: decide on it."},
     {"name": "events", "description": "What happens to tasks, as it happens."},
     {"name": "operation", "description": "Queues, schedules, workers and what failed for good."},
     {"name": "health", "description": "Without credentials, for load balancers and scrapers."},
@@ -98,7 +112,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_engine(settings, tasks_of_app, lanes, timetable) as engine, engine.listening():
+        opened = open_engine(settings, tasks_of_app, lanes, timetable)
+        async with opened as engine, engine.listening(), engine.expiring():
             app.state.engine = engine
             try:
                 with app.state.shutdown.on_signals():

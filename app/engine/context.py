@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 
 from loguru import logger
 from pydantic import BaseModel
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import from_json, to_json
 
-from app.engine.events import MAX_EVENT_BYTES, TYPE, stream_name
+from app.engine.approvals import DEFAULT_EXPIRY, ApprovalRequest, Approvals, ApprovalServices, Decision
+from app.engine.events import TYPE, event_json, stream_name
 from app.engine.limits import Guest, Quota, Quotas
 from app.engine.outcomes import HandedBack, Suspended
 from app.engine.registry import Task
@@ -53,7 +54,7 @@ class Resource(Generic[T]):
 Resources = Mapping[Resource[Any], Any]
 
 
-class Services(StepStore, WaitServices, Protocol):
+class Services(StepStore, WaitServices, ApprovalServices, Protocol):
     """What the worker lends to the contexts of its attempts."""
 
     @property
@@ -120,6 +121,7 @@ class TaskContext:
         self._steps = Steps(services, info.task_id, info.token, expected=info.has_steps)
         waiter = Waiter(info.task_id, info.user_id, info.correlation_id, info.claimed_ms, self._child, leave)
         self._waits = Waits(waiter, self._steps, services)
+        self._approvals = Approvals(info.task_id, info.token, self._steps, self._waits, services)
         self._reporters: list[ThreadReporter] = []
 
     @property
@@ -179,7 +181,7 @@ class TaskContext:
             raise InvalidInput(
                 f"event type {kind[:80]!r}: expected a letter, then letters, digits, '_' or '.', 64 at most"
             )
-        data = _event_json(payload)
+        data = event_json(payload)
         stream = TASK_CHANNEL if channel is None else stream_name(channel, self.user_id)
         if stream.startswith("task:"):
             # Its log is deleted with that task; one written later would stay for ever.
@@ -332,6 +334,17 @@ class TaskContext:
         """
         return await self._waits.event(name, timeout, returns)
 
+    async def approval(
+        self, request: ApprovalRequest, expires_in: timedelta = DEFAULT_EXPIRY, *, edits: Any = None
+    ) -> Decision:
+        """Ask a person, and wait for the answer (`POST /api/approvals/{id}`) at most `expires_in`, up to ten years.
+
+        A rejection is an answer: `approved` is False. `edits` is the type (a model) of what the person may want
+        otherwise; without it any JSON object. Raises `ApprovalExpired` (a `WaitTimeout`), `ApprovalWithdrawn`, and
+        `InvalidInput` or `TooLarge` for what cannot be asked. See `app/engine/approvals.py`.
+        """
+        return await self._approvals.ask(request, expires_in, edits)
+
     async def run_cpu(self, function: Callable[A, T], *args: A.args, **kwargs: A.kwargs) -> T:
         """Run CPU-bound work in a thread, away from the event loop; `NIGHTSHIFT_CPU_THREADS` (4) at once in a process.
 
@@ -377,15 +390,3 @@ class TaskContext:
         item = Emit(self.task_id, self.info.token, self._written, stream, kind, payload, progress)
         if not await self._services.emit(item):
             raise LeaseLost(f"attempt {self.attempt} of task {self.task_id} has lost its lease")
-
-
-def _event_json(payload: dict[str, Any]) -> bytes:
-    try:
-        data = to_json(payload)
-        # JSON has no NaN and no infinity, and a reader would choke on them.
-        from_json(data, allow_inf_nan=False)
-    except (ValueError, PydanticSerializationError) as error:
-        raise InvalidInput(f"event payload: expected what JSON can hold: {error}") from error
-    if len(data) > MAX_EVENT_BYTES:
-        raise TooLarge(f"an event of {len(data)} bytes exceeds the bound of {MAX_EVENT_BYTES} bytes")
-    return data

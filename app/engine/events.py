@@ -21,10 +21,10 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine.job import moment
-from app.errors import InvalidInput
+from app.errors import InvalidInput, TooLarge
 from app.store import keys
 from app.store.scripts import Scripts
 
@@ -151,3 +151,16 @@ def parse_message(channel: str, entry: bytes) -> Event:
     # arq's clients may choose task ids with blanks in them; the payload is an object.
     end = rest.index(b" {")
     return Event(event_id.decode(), channel, kind.decode(), rest[:end].decode(), rest[end + 1 :])
+
+
+def event_json(payload: dict[str, Any]) -> bytes:
+    """The stored form of an event's payload. Raises `InvalidInput` or `TooLarge`."""
+    try:
+        data = to_json(payload)
+        # JSON has no NaN and no infinity, and a reader would choke on them.
+        from_json(data, allow_inf_nan=False)
+    except (ValueError, PydanticSerializationError) as error:
+        raise InvalidInput(f"event payload: expected what JSON can hold: {error}") from error
+    if len(data) > MAX_EVENT_BYTES:
+        raise TooLarge(f"an event of {len(data)} bytes exceeds the bound of {MAX_EVENT_BYTES} bytes")
+    return data

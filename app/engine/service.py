@@ -9,6 +9,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from app.engine.approval_desk import ApprovalDesk
 from app.engine.context import Resources
 from app.engine.dead_letters import DeadLetters
 from app.engine.events import EventLog
@@ -28,6 +29,7 @@ from app.engine.waiter import WAIT_S
 from app.engine.worker import Worker
 from app.errors import SettingsError
 from app.settings import Settings
+from app.store.approval_scripts import ApprovalScripts
 from app.store.connection import COMMAND_TIMEOUT_S, connect
 from app.store.embedded import shared_server
 from app.store.schedule_scripts import ScheduleScripts
@@ -69,6 +71,7 @@ class Engine:
         self.queues = Queues(self.scripts, lanes)
         self.dead_letters = DeadLetters(self.scripts, self.tasks)
         self.inbox = Inbox(self.scripts)
+        self.approvals = ApprovalDesk(ApprovalScripts(self.scripts))
         self.schedules = Schedules(
             ScheduleScripts(self.scripts),
             self.tasks,
@@ -132,6 +135,16 @@ class Engine:
             yield
             return
         task = asyncio.create_task(supervise("schedules", self.schedules.watch))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    @asynccontextmanager
+    async def expiring(self) -> AsyncIterator[None]:
+        """End approvals whose time is over inside the block, also where no worker lives (they do so themselves)."""
+        task = asyncio.create_task(supervise("approvals", self.approvals.watch))
         try:
             yield
         finally:

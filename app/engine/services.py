@@ -15,6 +15,7 @@ from app.engine.queue import MAX_BATCH, TaskQueue
 from app.engine.submissions import Submission
 from app.engine.waits import End
 from app.errors import Gone, LeaseLost, NotFound, TooLarge
+from app.store.approval_scripts import ApprovalScripts, Ask
 from app.store.items import Emit, StepRecord
 from app.store.scripts import Scripts
 from app.telemetry import metrics
@@ -40,6 +41,7 @@ class WorkerServices:
         self.resources = resources
         self.quotas = quotas
         self._scripts = scripts
+        self._approvals = ApprovalScripts(scripts)
         self._queue = queue
         self._committer = committer
 
@@ -99,6 +101,13 @@ class WorkerServices:
         if reply[0] == b"stale":
             raise LeaseLost(f"task {item.id} took no event {event!r}: its lease is lost")
         return reply[1] if reply[0] == b"ok" else None
+
+    async def ask_approval(self, item: Ask) -> list[bytes]:
+        """Ask for an approval, or look at what has become of it; see `approvals.ApprovalServices`."""
+        reply = await self._approvals.ask_approval(item)
+        if reply[0] == b"stale":
+            raise LeaseLost(f"task {item.task_id} asked for no approval: its lease is lost")
+        return reply[1:]
 
 
 def _end(task_id: str, row: Sequence[bytes], user_id: str) -> End | None:

@@ -45,6 +45,8 @@ from app.errors.requests import (
     Unavailable,
 )
 from app.errors.tasks import (
+    ApprovalExpired,
+    ApprovalWithdrawn,
     ChildFailed,
     HardTimeLimit,
     InvalidResult,
@@ -67,6 +69,8 @@ from app.errors.tasks import (
 
 __all__ = [
     "MAX_ERROR_TEXT",
+    "ApprovalExpired",
+    "ApprovalWithdrawn",
     "ChildFailed",
     "ClientError",
     "Conflict",

@@ -102,6 +102,18 @@ class WaitTimeout(PermanentError):
     title = "Wait timed out"
 
 
+class ApprovalExpired(WaitTimeout):
+    """Nobody decided on the approval that the task waited for before its deadline."""
+
+    title = "Approval expired"
+
+
+class ApprovalWithdrawn(PermanentError):
+    """The approval that the task waited for was withdrawn."""
+
+    title = "Approval withdrawn"
+
+
 class HardTimeLimit(RetryableError):
     """The task did not end by its hard time limit and was stopped."""
 

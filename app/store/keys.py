@@ -18,6 +18,11 @@ a ready one its place (below any time) |
 | `ns:waiters:<id>` | set | ids of the tasks that wait for the end of a task |
 | `ns:inbox:<id>` | hash | events from outside that a task has not taken yet, see `deliver_event.lua` |
 | `ns:approval:<id>` | hash | a person's approval that a task has asked for |
+| `ns:approvals`, `ns:approvals:<index>` | zset | ids of approvals, as `<ms>:<id>`, all scores 0; of all, \
+`user:<user>`: whom they concern by name, `scope:<scope>`: who has it may decide |
+| `ns:open-approvals`, `ns:open-approvals:<index>` | zset | the same of those that are pending |
+| `ns:approval-deadlines` | zset | ids of those that are pending; score: when they expire (Unix ms) |
+| `ns:task-approvals:<id>` | set | ids of the approvals that a task has asked for |
 | `ns:children:<id>` | set | ids of the tasks that a task started |
 | `ns:events:<channel>` | list | events of a channel; the pub/sub channel of the same name carries them live |
 | `ns:tasks`, `ns:tasks:<index>` | zset | ids by time of enqueue, as `<ms>:<id>`, all scores 0 |
@@ -70,6 +75,10 @@ PREFIXES: Final[dict[str, str]] = {
     "waiters": "ns:waiters:",
     "inbox": "ns:inbox:",
     "approval": "ns:approval:",
+    "approvals": "ns:approvals",
+    "open_approvals": "ns:open-approvals",
+    "approval_deadlines": "ns:approval-deadlines",
+    "task_approvals": "ns:task-approvals:",
     "events": "ns:events:",
     "tasks": "ns:tasks",
     "finished": "ns:finished",
@@ -183,6 +192,26 @@ def dead_of_user(user_id: str) -> str:
 def dead_letter(task_id: str) -> str:
     """A dead letter."""
     return PREFIXES["dead_letter"] + task_id
+
+
+def approval(approval_id: str) -> str:
+    """An approval that a task has asked for."""
+    return PREFIXES["approval"] + approval_id
+
+
+def approvals(*, pending: bool) -> str:
+    """Index of all approvals, or of those that are pending."""
+    return PREFIXES["open_approvals" if pending else "approvals"]
+
+
+def approvals_of_user(user_id: str, *, pending: bool) -> str:
+    """Index of the approvals that a user has asked for or is named to decide."""
+    return f"{approvals(pending=pending)}:user:{user_id}"
+
+
+def approvals_of_scope(scope: str, *, pending: bool) -> str:
+    """Index of the approvals that whoever has a scope may decide."""
+    return f"{approvals(pending=pending)}:scope:{scope}"
 
 
 def ticket(digest: str) -> str:

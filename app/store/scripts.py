@@ -41,6 +41,8 @@ CANCEL_BOUND = 1_000
 """Tasks that one call of the cancel script looks at, so that the server is never held for long."""
 SCAN_BOUND = 2_000
 """Index entries that one call of a list script looks at."""
+EXPIRED_AT_ONCE = 200
+"""Approvals that one call ends whose time is over."""
 
 CLAIM_FIELDS = (
     *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
@@ -58,6 +60,7 @@ def limits(idempotency_ttl_s: float = 86_400.0) -> dict[str, float]:
         "cost_step": COST_STEP,
         "priority_max": MAX_PRIORITY,
         "sleeper_ms": SLEEPER_MS,
+        "expired_at_once": EXPIRED_AT_ONCE,
         "channel_length": CHANNEL_LENGTH,
         "channel_ttl_ms": CHANNEL_TTL_MS,
         "after_ms": AFTER_MS,

@@ -20,6 +20,8 @@ ADMIN_ROUTES = {
     *(f"POST /api/schedules/{{name}}/{action}" for action in ("trigger", "pause", "resume")),
 }
 OF_A_SCHEDULE = {"GET /api/schedules/{name}"}
+OF_AN_APPROVAL = {f"{method} /api/approvals/{{approval_id}}" for method in ("GET", "POST", "DELETE")}
+"""Who may do what with one, `test_approvals.py` checks."""
 OPEN_ROUTES = {"GET /healthz", "GET /readyz", "GET /metrics"}
 PER_CALLER = {"GET /api/projects/{project_id}/events"}
 """A path parameter that is no one's property: each caller has a view of a project of their own."""
@@ -59,14 +61,18 @@ async def broken_of_ada(api: Api) -> str:
 
 
 async def call(client: httpx.AsyncClient, operation: Operation, **parameters: str) -> httpx.Response:
-    path = operation.path.format(**{"name": "default", "task_id": "t", "project_id": "p", **parameters})
+    path = operation.path.format(
+        **{"name": "default", "task_id": "t", "project_id": "p", "approval_id": "a", **parameters}
+    )
     return await client.request(operation.method, path, json=operation.body)
 
 
 def test_the_routes_are_all_accounted_for() -> None:
     assert {str(one) for one in operations() if one.is_open} == OPEN_ROUTES
     with_parameters = {str(one) for one in CLOSED if "{" in one.path}
-    assert with_parameters <= {str(one) for one in OF_A_TASK} | ADMIN_ROUTES | OF_A_SCHEDULE | PER_CALLER
+    assert (
+        with_parameters <= {str(one) for one in OF_A_TASK} | ADMIN_ROUTES | OF_A_SCHEDULE | OF_AN_APPROVAL | PER_CALLER
+    )
     assert len(OF_A_TASK) >= 6
     assert len(LISTS) >= 5
 

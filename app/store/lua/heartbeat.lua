@@ -1,4 +1,4 @@
--- A worker's sign of life, once a second. Also where arq's own abort marks are seen.
+-- A worker's sign of life, once a second. Also where arq's own abort marks are seen, and approvals expire.
 --
 -- KEYS: none
 -- ARGV: worker, record (JSON), ttl_ms
@@ -11,4 +11,8 @@ redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', time - tonumber(ARGV[3]))
 -- from the client's clock, so each is shown once before it goes.
 local aborts = redis.call('ZRANGE', K.abort, 0, 99)
 redis.call('ZREMRANGEBYSCORE', K.abort, '-inf', time - 60000)
+if expire_approvals(time, L.expired_at_once) > 0 then
+  flush()
+  publish(time)
+end
 return aborts

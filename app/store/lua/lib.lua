@@ -4,8 +4,9 @@
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
 -- returns: nothing; defines now, iso, pair, queue_key, channels_of, later, later_delete, ready_new, ready_again, flush, emit,
---   publish, wake, stop_waiting, resume, resolve, keep_for_waiters, keep_until, settle, remember, store_step, step_facts,
---   is_buried, unbury, forget, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
+--   publish, wake, stop_waiting, resume, resolve, keep_for_waiters, keep_until, approval_indices, approval_channels,
+--   close_approval, expire_approvals, withdraw_approvals, settle, remember, store_step, step_facts, is_buried, unbury,
+--   forget_approvals, forget, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
 
 -- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
 local function now()
@@ -234,15 +235,78 @@ local function keep_until(id, keep_ms, time)
   end
 end
 
+-- The index entries of an approval behind a prefix: of all, of everybody it concerns by name, and of those with its scope.
+local function approval_indices(prefix, user, deciders, scope)
+  local indices = { prefix, prefix .. ':user:' .. user }
+  for decider in string.gmatch(deciders or '', '[^\n]+') do
+    if decider ~= user then indices[#indices + 1] = prefix .. ':user:' .. decider end
+  end
+  if scope and scope ~= '' then indices[#indices + 1] = prefix .. ':scope:' .. scope end
+  return indices
+end
+
+-- The channels that an approval is announced on: those of its task, and of every user who is named as a decider.
+local function approval_channels(task, user, project, deciders)
+  local channels = channels_of(task, user, project)
+  for decider in string.gmatch(deciders or '', '[^\n]+') do
+    if decider ~= user then channels[#channels + 1] = K.events .. 'user:' .. decider end
+  end
+  return channels
+end
+
+-- Ends an approval that is pending, tells of it, and resumes its task if that waits for it. `by` is who did it, notes and
+-- edits (JSON) what came with a decision; each may be nothing. Followed by `flush` and `publish`.
+local function close_approval(id, status, time, by, notes, edits)
+  local key = K.approval .. id
+  local record = redis.call('HMGET', key, 'task_id', 'user_id', 'project_id', 'deciders', 'scope', 'created_at', 'subject')
+  redis.call('ZREM', K.approval_deadlines, id)
+  -- Heartbeats come here: one entry that somebody took the record of must not stop them.
+  if not record[1] then return end
+  redis.call('HSET', key, 'status', status, 'decided_at', time)
+  local facts = '"approval_id":"' .. id .. '","subject":' .. cjson.encode(record[7]) .. ',"status":"' .. status .. '"'
+  if status == 'APPROVED' or status == 'REJECTED' then facts = facts .. ',"approved":' .. tostring(status == 'APPROVED') end
+  for _, fact in ipairs({ { 'decided_by', by }, { 'notes', notes }, { 'edits', edits } }) do
+    local name, value = fact[1], fact[2]
+    if value and value ~= '' then
+      redis.call('HSET', key, name, value)
+      facts = facts .. ',"' .. name .. '":' .. (name == 'edits' and value or cjson.encode(value))
+    end
+  end
+  for _, index in ipairs(approval_indices(K.open_approvals, record[2], record[4], record[5])) do
+    redis.call('ZREM', index, record[6] .. ':' .. id)
+  end
+  emit(approval_channels(record[1], record[2], record[3], record[4]), 'approval_decided', record[1],
+    '{' .. facts .. '}')
+  if redis.call('SREM', K.pending .. record[1], 'approval:' .. id) == 1 then resume(record[1], time) end
+end
+
+-- Ends approvals whose time is over, `limit` of them at most. Followed by `flush` and `publish`.
+local function expire_approvals(time, limit)
+  local due = redis.call('ZRANGEBYSCORE', K.approval_deadlines, '-inf', time, 'LIMIT', 0, limit)
+  for _, id in ipairs(due) do close_approval(id, 'EXPIRED', time) end
+  return #due
+end
+
+-- A task has ended: nobody reads a decision any more. Followed by `publish`.
+local function withdraw_approvals(task, time)
+  for _, id in ipairs(redis.call('SMEMBERS', K.task_approvals .. task)) do
+    if redis.call('HGET', K.approval .. id, 'status') == 'PENDING' then close_approval(id, 'WITHDRAWN', time) end
+  end
+end
+
 -- What every end of a task does to its keys: out of the queue, result stored, kept until `ttl` ms from now. `...` are more
--- fields of the record; `awaited` says whether any task ever waited for it. Followed by `flush`.
+-- fields of the record; `awaited` says whether any task ever waited for it, or it ever asked for an approval. Followed by
+-- `flush`, and by `publish` behind what is emitted of the end.
 local function settle(id, queue, status, awaited, result, ttl, time, ...)
   later('ZREM', queue_key(queue), id)
   if awaited then ttl = keep_for_waiters(id, ttl, time) end
   later('ZADD', K.finished, time + ttl, id)
   redis.call('SET', K.result .. id, result, 'PX', ttl)
   redis.call('HSET', K.task .. id, 'status', status, 'finished_at', time, ...)
-  if awaited then resolve(id, status ~= 'SUCCESS', time) end
+  if awaited then
+    withdraw_approvals(id, time)
+    resolve(id, status ~= 'SUCCESS', time)
+  end
 end
 
 -- Notes the error of an attempt that is followed by another: `history` is the inside of a JSON array, shown in a dead letter.
@@ -294,10 +358,23 @@ local function unbury(member)
   if redis.call('EXISTS', K.task .. id) == 0 then redis.call('DEL', K.steps .. id) end
 end
 
+-- Takes the approvals away that a task asked for.
+local function forget_approvals(task)
+  for _, id in ipairs(redis.call('SMEMBERS', K.task_approvals .. task)) do
+    local record = redis.call('HMGET', K.approval .. id, 'user_id', 'deciders', 'scope', 'created_at')
+    for _, index in ipairs(approval_indices(K.approvals, record[1], record[2], record[3])) do
+      redis.call('ZREM', index, record[4] .. ':' .. id)
+    end
+    redis.call('DEL', K.approval .. id)
+  end
+  redis.call('DEL', K.task_approvals .. task)
+end
+
 -- Takes a finished task's record away, with its events and every index entry of it. Payload and result stay, and the steps
 -- where a dead letter may yet be replayed.
 local function forget(id)
-  local record = redis.call('HMGET', K.task .. id, 'user_id', 'project_id', 'tags', 'enqueued_at', 'parent_id')
+  local record = redis.call('HMGET', K.task .. id, 'user_id', 'project_id', 'tags', 'enqueued_at', 'parent_id',
+    'awaited')
   local user, project, parent = record[1], record[2], record[5]
   if user then
     local member = record[4] .. ':' .. id
@@ -308,6 +385,7 @@ local function forget(id)
       redis.call('ZREM', K.tasks .. ':tag:' .. pair(user, tag), member)
     end
     if parent then redis.call('SREM', K.children .. parent, id) end
+    if record[6] then forget_approvals(id) end
   end
   redis.call('DEL', K.task .. id, K.children .. id, K.inbox .. id, K.events .. 'task:' .. id)
   if not is_buried(id) then redis.call('DEL', K.steps .. id) end

@@ -16,6 +16,7 @@ redis.call('HSET', K.task .. id, 'status', ARGV[2], 'error', ARGV[3], 'finished_
 redis.call('ZADD', K.finished, time + tonumber(ARGV[6]), id)
 if record[5] then keep_until(id, time + keep_for_waiters(id, tonumber(ARGV[6]), time), time) end
 if record[1] == 'STARTED' then redis.call('HINCRBY', K.counts .. record[2], 'running', -1) end
+if record[5] then withdraw_approvals(id, time) end
 emit(channels_of(id, record[3], record[4]), ARGV[7], id, ARGV[8])
 publish(time)
 if record[5] then resolve(id, ARGV[2] ~= 'SUCCESS', time) end
