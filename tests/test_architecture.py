@@ -27,6 +27,7 @@ MAY_USE = {
     "clients": GROUND,
     "domains": GROUND | {"engine", "clients"},
     "api": GROUND | {"engine", "domains"},
+    "testing": GROUND | {"store", "engine"},
 }
 """What each room may use besides itself."""
 
@@ -35,6 +36,7 @@ FOREIGN = {
     "store": {"fastapi", "starlette", "uvicorn", "httpx"},
     "clients": {"redis", "arq", "hiredis", "fastapi", "starlette", "uvicorn"},
     "domains": {"redis", "arq", "hiredis", "fastapi", "starlette", "uvicorn", "httpx"},
+    "testing": {"redis", "arq", "hiredis", "fastapi", "starlette", "uvicorn", "httpx"},
 }
 """Libraries that a room must not know."""
 
@@ -324,6 +326,7 @@ KNOWN = {
         "domains/a/tasks.py",
         "domains/b/tasks.py",
         "api/tasks.py",
+        "testing/harness.py",
     )
 }
 """Modules to import in the planted trees."""
@@ -342,6 +345,8 @@ BREACHES: list[tuple[Callable[[Path], list[str]], str, str]] = [
     (imports_against_the_layers, "app/api/x.py", "from app import main"),
     (imports_against_the_layers, "app/engine/x.py", "import worker"),
     (imports_against_the_layers, "app/errors.py", "import app.settings"),
+    (imports_against_the_layers, "app/engine/x.py", "import app.testing.harness"),
+    (imports_against_the_layers, "app/testing/x.py", "from app.api.tasks import route"),
     (domains_that_use_each_other, "app/domains/a/x.py", "from app.domains.b.tasks import f"),
     (domains_that_use_each_other, "app/domains/a/x.py", "from app.domains import b"),
     (domains_that_use_each_other, "app/domains/shared.py", "from .a import tasks"),

@@ -89,6 +89,11 @@ class Steps:
         """The name of the step in whose call this is asked; None outside of one."""
         return _running_step.get()
 
+    @property
+    def taken(self) -> int:
+        """How many places in the row are taken: the number of the next one."""
+        return self._next
+
     async def run(self, name: str, call: Callable[[], Awaitable[T]], returns: Any) -> T:
         """Answer with what is stored, or call and store; see `TaskContext.step`."""
         entry = await self.enter(name)
