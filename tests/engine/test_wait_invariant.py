@@ -11,7 +11,6 @@ be left.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -26,21 +25,21 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from pydantic_core import to_json
 from redis.asyncio import Redis
 
 from app.store import keys
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
-from app.store.items import Delivery, StepRecord, Suspend
+from app.store.items import Delivery, NewTask, StepRecord, Suspend
 from app.store.scripts import Scripts
+from tests.engine.wait_checks import EVENTS, answered, ask, check_forgotten, check_task, check_wait
 from tests.engine.wait_model import FINAL, MAX_EVENTS, Expected, Model
 from tests.simulated import DAY_MS, Held, again, claim, end_of, lapse, new_task, server_ms
 
 QUEUES = ("default", "other")
-EVENTS = ("go", "go:1")
 HOUR_MS = 3_600_000
 """For how long a result is kept for which nobody waits; a wait may be longer."""
-KINDS = {"SUCCESS": "task_complete", "FAILURE": "task_failed", "CANCELLED": "task_cancelled"}
 T = TypeVar("T")
 picks = st.integers(0, 1_000)
 
@@ -64,9 +63,12 @@ class Machine(RuleBasedStateMachine):
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(call, 20))
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(queues=st.lists(st.sampled_from(QUEUES), min_size=1, max_size=4))
+    def begin(self, queues: list[str]) -> None:
         self.run(self.redis.flushdb())
+        for queue in queues:
+            self.enqueue(queue, "ada", None, 0, False)
+        self.claim("w1", 100)
 
     # What clients do.
 
@@ -81,13 +83,27 @@ class Machine(RuleBasedStateMachine):
         under = self._pick(parent) if parent is not None and self.model.tasks else None
         name = f"t{len(self.names)}"
         item = new_task(name, queue=queue, user_id=user, delay_ms=delay_ms, parent_id=under or "")
+        if self._accepted(item, twice, b"cancelled" if self.model.is_refused(under) else b"ok"):
+            self.model.put(name, Expected(user, queue, under, is_due=delay_ms == 0))
+
+    @precondition(lambda self: self.names)
+    @rule(queue=st.sampled_from(QUEUES), others=st.lists(picks, min_size=1, max_size=3), twice=st.booleans())
+    def enqueue_behind_others(self, queue: str, others: list[int], twice: bool) -> None:
+        name = f"t{len(self.names)}"
+        after = [self.names[other % len(self.names)] for other in others]
+        item = new_task(name, queue=queue, extra=to_json(["after", "\n".join(after)]))
+        if self._accepted(item, twice, b"ok" if self.model.may_follow("ada", after) else b"missing"):
+            self.model.put(name, Expected("ada", queue))
+            self.model.wait_to_begin(name, after)
+            until = self.run(self.redis.hget(keys.task(name), "wait_until"))
+            self.model.tasks[name].begins_ms = int(until or 0)
+
+    def _accepted(self, item: NewTask, twice: bool, expected: bytes) -> bool:
         replies = [self.run(self.scripts.enqueue([[item]], 1_000))[0] for _ in range(1 + twice)]
-        if self.model.is_refused(under):
-            assert {reply[0] for reply in replies} == {b"cancelled"}
-            return
-        assert {reply[0] for reply in replies} == {b"ok"}
-        self.names.append(name)
-        self.model.put(name, Expected(user, queue, under, is_due=delay_ms == 0))
+        assert {reply[0] for reply in replies} == {expected}
+        if expected == b"ok":
+            self.names.append(item.id)
+        return expected == b"ok"
 
     @precondition(lambda self: self.model.tasks)
     @rule(pick=picks)
@@ -108,9 +124,11 @@ class Machine(RuleBasedStateMachine):
         twice=st.booleans(),
     )
     def deliver_event(self, pick: int, user: str, event: str, key: str, twice: bool) -> None:
-        waiting = [name for name, task in self.model.tasks.items() if f"event:{event}" in task.pending]
-        pool = waiting if waiting and pick % 3 else self.names
-        name = pool[pick % len(pool)]
+        name = self.names[pick % len(self.names)]
+        waiting = [(name, subject) for name, task in self.model.tasks.items() for subject in sorted(task.pending)]
+        told = [(name, subject[6:]) for name, subject in waiting if subject.startswith("event:")]
+        if told and pick % 3:
+            name, event = told[pick % len(told)]
         self.payloads += 1
         item = Delivery(name, user, event, b"%d" % self.payloads, key, MAX_EVENTS)
         for _ in range(1 + (twice and key != "")):
@@ -242,6 +260,15 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=picks, event=st.sampled_from(EVENTS), twice=st.booleans())
     def take_event(self, pick: int, event: str, twice: bool) -> None:
         held = self._a_claim(pick)
+        told = [
+            (held, name)
+            for held in self.claims
+            if self.model.may_write(held.id, held.token)
+            for name, kept in self.model.tasks[held.id].inbox.items()
+            if kept
+        ]
+        if told and pick % 4:
+            held, event = told[pick % len(told)]
         item = self._record(held, b'{"value":', False)
         expected = [b"stale"]
         if self.model.may_write(held.id, held.token):
@@ -281,17 +308,17 @@ class Machine(RuleBasedStateMachine):
         name = names[pick % len(names)]
         task = self.model.tasks[name]
         past_ms = self.run(self._make_due(name, task.queue))
-        self.run(self._move_deadline(name, len(task.steps), past_ms))
-        task.deadlines[len(task.steps)], task.is_due = past_ms, True
+        self.run(self.redis.hset(keys.task(name), "wait_until", past_ms))
+        task.begins_ms, task.is_due = past_ms, True
+        if task.has_begun:
+            number = len(task.steps)
+            self.run(self.redis.hset(keys.steps(name), f"wait:{number}", b'%d {"name":"wait"}' % past_ms))
+            task.deadlines[number] = past_ms
 
     async def _make_due(self, name: str, queue: str) -> int:
         past_ms = await server_ms(self.redis) - 1
         assert await self.redis.zadd(keys.queue(queue), {name: past_ms}, xx=True, ch=True) == 1
         return past_ms
-
-    async def _move_deadline(self, name: str, number: int, to_ms: int) -> None:
-        await self.redis.hset(keys.steps(name), f"wait:{number}", b'%d {"name":"wait"}' % to_ms)
-        await self.redis.hset(keys.task(name), "wait_until", to_ms)
 
     @precondition(lambda self: any(task.is_finished for task in self.model.tasks.values()))
     @rule(pick=picks)
@@ -315,12 +342,18 @@ class Machine(RuleBasedStateMachine):
         now_ms = await server_ms(self.redis)
         for queue in QUEUES:
             await self._check_queue(queue, now_ms)
-        for name, task in self.model.tasks.items():
-            await self._check_task(name, task)
-            await self._check_wait(name, task)
-        for name in [*self.names, "never"]:
-            if name not in self.model.tasks:
-                await self._check_forgotten(name)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for name in self.names:
+                ask(pipe, name)
+            answers = await pipe.execute()
+        for at, name in enumerate(self.names):
+            seen = answered(answers, at)
+            if name in self.model.tasks:
+                check_task(self.model.tasks[name], seen)
+                check_wait(self.model, name, self.model.tasks[name], seen)
+            else:
+                check_forgotten(self.model, name, seen)
+        await self._check_kept(now_ms)
 
     async def _check_queue(self, queue: str, now_ms: int) -> None:
         model = self.model
@@ -342,63 +375,16 @@ class Machine(RuleBasedStateMachine):
             "dead": letters,
         }
 
-    async def _check_task(self, name: str, task: Expected) -> None:
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.hgetall(keys.task(name)).hgetall(keys.steps(name)).hgetall(keys.PREFIXES["inbox"] + name)
-            pipe.lrange(keys.events(f"task:{name}"), 0, -1)
-            record, steps, inbox, log = await pipe.execute()
-        assert (record[b"status"].decode(), int(record[b"attempt"])) == (task.status, task.attempt)
-        assert set(steps) == {
-            *(b"%d" % number for number in range(len(task.steps))),
-            *(b"result:%d" % number for number in range(len(task.steps))),
-            *(b"wait:%d" % number for number in task.deadlines),
-        }
-        assert [steps[b"result:%d" % number] for number in range(len(task.steps))] == task.steps
-        for number, deadline_ms in task.deadlines.items():
-            assert steps[b"wait:%d" % number].startswith(b"%d " % deadline_ms)
-        assert int(inbox.get(b"events", 0)) == sum(map(len, task.inbox.values()))
-        for event in EVENTS:
-            assert _kept(inbox, event) == task.inbox.get(event, [])
-        kinds = Counter(entry.split(b" ")[1].decode() for entry in log)
-        assert kinds["event_delivered"] == task.delivered
-        assert kinds["task_waiting"] == task.waited
-        assert {kind: kinds[kind] for kind in KINDS.values() if kinds[kind]} == (
-            {KINDS[task.status]: 1} if task.is_finished else {}
-        )
-
-    async def _check_wait(self, name: str, task: Expected) -> None:
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.smembers(keys.PREFIXES["pending"] + name).smembers(keys.PREFIXES["waiters"] + name)
-            pipe.hmget(keys.task(name), "waiting_for", "wait_until", "fail_fast").exists(keys.job(name))
-            pipe.exists(keys.PREFIXES["in_progress"] + name).exists(keys.result(name))
-            pending, waiters, shown, payload, mark, result = await pipe.execute()
-        assert {subject.decode() for subject in pending} == task.pending
-        waiting = task.status == "WAITING"
-        expected = [b'{"kind":"some"}', b"%d" % task.deadline_ms, b"%d" % task.fail_fast] if waiting else [None] * 3
-        assert shown == expected
-        wait_for_it = {other.encode() for other, who in self.model.tasks.items() if f"task:{name}" in who.pending}
-        # Those that have given up are forgotten with the rest when it ends.
-        assert wait_for_it <= waiters
-        assert not (task.is_finished and waiters)
-        assert payload or task.is_finished
-        assert not mark or task.status == "STARTED"
-        assert result == task.is_finished
-        for subject in task.awaited:
-            await self._check_kept(subject.removeprefix("task:"), task.deadline_ms)
-
-    async def _check_kept(self, name: str, until_ms: int) -> None:
+    async def _check_kept(self, now_ms: int) -> None:
         """What a task waits for is kept for at least as long as it waits."""
-        if name in self.model.tasks and self.model.tasks[name].is_finished:
-            left_ms = await self.redis.pttl(keys.result(name))
-            assert await server_ms(self.redis) + left_ms >= until_ms
+        awaited: dict[str, int] = {}
+        for task in self.model.tasks.values():
+            for name in (subject.removeprefix("task:") for subject in task.awaited):
+                if name in self.model.tasks and self.model.tasks[name].is_finished:
+                    awaited[name] = max(task.deadline_ms, awaited.get(name, 0))
+        for name, until_ms in awaited.items():
+            assert now_ms + await self.redis.pttl(keys.result(name)) >= until_ms
             assert await self.redis.zscore(keys.PREFIXES["finished"], name) >= until_ms
-
-    async def _check_forgotten(self, name: str) -> None:
-        kinds = ("task", "pending", "waiters", "inbox", "job", "result", "in_progress")
-        assert await self.redis.exists(*(keys.PREFIXES[kind] + name for kind in kinds)) == 0
-        steps = await self.redis.exists(keys.steps(name))
-        letter = self.model.letters.get(name)
-        assert steps == bool(letter and (letter.steps or letter.deadlines))
 
     def teardown(self) -> None:
         """Whatever has happened, everything comes to an end by itself, and nothing is left."""
@@ -421,18 +407,6 @@ class Machine(RuleBasedStateMachine):
         assert [key for key in left if not key.startswith(allowed)] == []
 
 
-def _kept(inbox: dict[bytes, bytes], event: str) -> list[bytes]:
-    """The events of a name in an inbox, oldest first."""
-    prefix = f"event:{event}:".encode()
-    numbers = sorted(int(rest) for key in inbox if key.startswith(prefix) and (rest := key[len(prefix) :]).isdigit())
-    # Two names may share their beginning: what belongs to the longer one has its own counters.
-    first = inbox.get(f"first:{event}".encode())
-    last = inbox.get(f"next:{event}".encode())
-    if first is None or last is None:
-        return []
-    return [inbox[prefix + b"%d" % number] for number in numbers if int(first) <= number <= int(last)]
-
-
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """A loop for the machine, whose rules are plain functions."""
@@ -449,7 +423,7 @@ def test_waiting_holds_whatever_happens(server: EmbeddedServer, loop: asyncio.Ab
         run_state_machine_as_test(
             bound,
             settings=settings(
-                max_examples=50,
+                max_examples=60,
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 FINAL = ("SUCCESS", "FAILURE", "CANCELLED")
-MAX_EVENTS = 4
+MAX_EVENTS = 2
 """That an inbox of the model keeps."""
 
 
@@ -25,12 +25,15 @@ class Expected:
     token: int | None = None
     """Of the attempt that may write; None while nobody may."""
     is_cancelled: bool = False
+    has_begun: bool = False
     resumes: bool = False
     """Whether its next claim goes on with the attempt that has waited."""
     pending: set[str] = field(default_factory=set)
     awaited: set[str] = field(default_factory=set)
     """Everything that the present wait is for, what has come about by now included."""
     fail_fast: bool = False
+    begins_ms: int = 0
+    """When it begins at the latest, of one that is to begin when others have ended (Unix ms)."""
     deadlines: dict[int, int] = field(default_factory=dict)
     """Of waits that have begun and are not over, by number (Unix ms)."""
     steps: list[bytes] = field(default_factory=list)
@@ -48,7 +51,7 @@ class Expected:
     @property
     def deadline_ms(self) -> int:
         """Of the present wait."""
-        return self.deadlines[len(self.steps)]
+        return self.deadlines[len(self.steps)] if self.has_begun else self.begins_ms
 
     def stop_waiting(self) -> None:
         """It waits for nothing any more."""
@@ -77,6 +80,19 @@ class Model:
         if task.parent is not None:
             self.tasks[task.parent].children.append(name)
 
+    def wait_to_begin(self, name: str, after: Sequence[str]) -> None:
+        """An accepted task is to begin when others have ended."""
+        task = self.tasks[name]
+        subjects = [f"task:{other}" for other in after]
+        if pending := self._still_to_come(task, subjects, False):
+            task.status, task.pending, task.awaited = "WAITING", pending, set(subjects)
+            task.is_due = False
+            task.waited += 1
+
+    def may_follow(self, user: str, after: Sequence[str]) -> bool:
+        """Whether a user's task may begin after others."""
+        return all(name in self.tasks and self.tasks[name].user == user for name in after)
+
     def due(self, queue: str) -> set[str]:
         """What a claim of everything in a queue takes."""
         return {name for name, task in self.tasks.items() if task.queue == queue and task.is_due}
@@ -84,8 +100,9 @@ class Model:
     def claim(self, name: str, token: int) -> int:
         """A task was claimed; the number of the attempt."""
         task = self.tasks[name]
-        resumes = task.resumes or task.status == "WAITING"
+        resumes = task.resumes or (task.status == "WAITING" and task.has_begun)
         task.stop_waiting()
+        task.has_begun = True
         task.attempt += not resumes
         task.status, task.token, task.is_due, task.resumes = "STARTED", token, False, False
         return task.attempt
@@ -127,7 +144,7 @@ class Model:
 
     def _resume(self, task: Expected) -> None:
         task.stop_waiting()
-        task.status, task.is_due, task.resumes = "PENDING", True, True
+        task.status, task.is_due, task.resumes = "PENDING", True, task.has_begun
 
     def end(self, name: str, status: str) -> None:
         """A task came to its end, which may be what others wait for."""

@@ -174,7 +174,7 @@ end
 -- A task that is to begin when others have ended waits for those that have not. `names` are the ids that tasks of the group
 -- have got, where an idempotency key had made them before.
 local function write_wait(at, after, names, ready)
-  local id, queue, pending = ARGV[at], ARGV[at + 2], 0
+  local id, queue, pending, past = ARGV[at], ARGV[at + 2], 0, {}
   after = string.gsub(after, '[^\n]+', names)
   redis.call('HSET', K.task .. id, 'after', after)
   for task in string.gmatch(after, '[^\n]+') do
@@ -183,11 +183,15 @@ local function write_wait(at, after, names, ready)
       redis.call('SADD', K.waiters .. task, id)
       redis.call('HSET', K.task .. task, 'awaited', 1)
       pending = pending + 1
+    elseif FINISHED[status] then
+      past[#past + 1] = task
     end
   end
   if pending == 0 then return write_schedule(at, id, time, ready) end
   local deadline, shown = time + L.after_ms, '{"kind":"tasks","step":"after","count":' .. pending
   redis.call('HSET', K.task .. id, 'status', 'WAITING', 'waiting_for', shown .. '}', 'wait_until', deadline)
+  -- The others may end long after these, whose results are wanted then.
+  for _, task in ipairs(past) do keep_until(task, deadline + L.after_ms, time) end
   redis.call('HINCRBY', K.counts .. queue, 'waiting', 1)
   later('ZADD', queue_key(queue), deadline, id)
   emit(channels_of(id, ARGV[at + 7], ARGV[at + 8]), 'task_waiting', id, '{"waiting_for":' .. shown .. ',"until":"' .. iso(deadline)

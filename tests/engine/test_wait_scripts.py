@@ -1,0 +1,173 @@
+"""What the scripts of waits do besides changing who waits: they wake workers, and keep what is waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from pydantic_core import to_json
+from redis.asyncio import Redis
+
+from app.store import keys
+from app.store.items import Delivery, StepRecord, Suspend
+from app.store.scripts import Scripts
+from tests.simulated import DAY_MS, Held, claim, end_of, lapse, new_task, put, server_ms
+
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def scripts(redis: Redis) -> Scripts:
+    return Scripts(redis)
+
+
+def wait_of(held: Held, *subjects: str, timeout_ms: int = DAY_MS, number: int = 0, fail_fast: bool = False) -> Suspend:
+    """A wait of an attempt."""
+    return Suspend(
+        id=held.id,
+        token=held.token,
+        queue=held.queue,
+        number=number,
+        facts=b'{"name":"wait"}',
+        timeout_ms=timeout_ms,
+        fail_fast=fail_fast,
+        waiting_for=b'{"kind":"tasks"}',
+        ttl_ms=HOUR_MS,
+        subjects=subjects,
+    )
+
+
+async def started(scripts: Scripts, *names: str) -> dict[str, Held]:
+    """Tasks that run."""
+    await put(scripts, *(new_task(name) for name in names))
+    return {held.id: held for held in await claim(scripts)}
+
+
+async def kept_until(redis: Redis, name: str) -> tuple[float, float]:
+    """Until when the record of a finished task and its result are kept (Unix ms)."""
+    finished = await redis.zscore(keys.PREFIXES["finished"], name)
+    return finished, await server_ms(redis) + await redis.pttl(keys.result(name))
+
+
+Happening = Callable[[Scripts, dict[str, Held]], Awaitable[object]]
+
+
+async def _end(scripts: Scripts, held: dict[str, Held]) -> object:
+    return await scripts.finish([end_of(held["child"])])
+
+
+async def _cancel(scripts: Scripts, held: dict[str, Held]) -> object:
+    await lapse(scripts.redis, held["child"])
+    await scripts.redis.hset(keys.task("child"), "status", "PENDING")
+    return await scripts.cancel(["child"], DAY_MS)
+
+
+async def _deliver(scripts: Scripts, held: dict[str, Held]) -> object:
+    return await scripts.deliver_event(Delivery("parent", "ada", "go", b"1", "", 10))
+
+
+@pytest.mark.parametrize("happens", [_end, _cancel, _deliver])
+async def test_what_is_waited_for_wakes_a_sleeping_worker(scripts: Scripts, redis: Redis, happens: Happening) -> None:
+    held = await started(scripts, "parent", "child")
+    subject = "event:go" if happens is _deliver else "task:child"
+    assert await scripts.suspend([wait_of(held["parent"], subject)]) == [1]
+    await redis.delete(keys.sleepers("default"))
+    assert await claim(scripts, "idle") == []
+    await happens(scripts, held)
+    assert await redis.lrange(keys.wake("idle"), 0, -1) == [b"default"]
+    assert [again.id for again in await claim(scripts)] == ["parent"]
+
+
+async def test_a_wait_that_is_over_when_it_begins_wakes_a_sleeping_worker(scripts: Scripts, redis: Redis) -> None:
+    held = await started(scripts, "parent", "child")
+    await scripts.finish([end_of(held["child"])])
+    await redis.delete(keys.sleepers("default"))
+    assert await claim(scripts, "idle") == []
+    assert await scripts.suspend([wait_of(held["parent"], "task:child")]) == [1]
+    assert await redis.lrange(keys.wake("idle"), 0, -1) == [b"default"]
+
+
+async def test_tasks_that_resume_do_not_wait_behind_the_new_ones_of_their_user(scripts: Scripts) -> None:
+    held = await started(scripts, "second", "first")
+    await scripts.suspend([wait_of(held[name], "event:go") for name in held])
+    await put(scripts, *(new_task(f"new{number}") for number in range(4)))
+    for name in ("first", "second"):
+        await scripts.deliver_event(Delivery(name, "ada", "go", b"1", "", 10))
+    resumed = [task.id for task in await claim(scripts, want=4) if not task.id.startswith("new")]
+    assert resumed == ["first", "second"]
+
+
+async def test_results_outlive_the_wait_for_them(scripts: Scripts, redis: Redis) -> None:
+    """Those of tasks that ended before the wait began, and of those that end while it lasts."""
+    held = await started(scripts, "parent", "early", "late", "last", "apart")
+    await scripts.finish([end_of(held["early"], ttl_ms=HOUR_MS)])
+    await scripts.suspend([wait_of(held["parent"], "task:early", "task:late", "task:last")])
+    deadline_ms = int(await redis.hget(keys.task("parent"), "wait_until"))
+    await scripts.finish([end_of(held["late"], ttl_ms=HOUR_MS), end_of(held["apart"], ttl_ms=HOUR_MS)])
+    for name in ("early", "late"):
+        for until_ms in await kept_until(redis, name):
+            assert deadline_ms + HOUR_MS - 2_000 < until_ms < deadline_ms + HOUR_MS + 2_000
+    for until_ms in await kept_until(redis, "apart"):
+        assert until_ms < await server_ms(redis) + HOUR_MS + 2_000
+
+
+async def test_results_outlive_the_wait_of_a_task_that_begins_after_others(scripts: Scripts, redis: Redis) -> None:
+    held = await started(scripts, "early", "late")
+    await scripts.finish([end_of(held["early"], ttl_ms=HOUR_MS)])
+    await put(scripts, new_task("then", extra=to_json(["after", "early\nlate"])))
+    deadline_ms = int(await redis.hget(keys.task("then"), "wait_until"))
+    assert min(await kept_until(redis, "early")) > deadline_ms
+
+
+async def test_waiting_again_and_again_does_not_keep_a_result_for_ever(scripts: Scripts, redis: Redis) -> None:
+    held = await started(scripts, "early", "late", *(f"parent{number}" for number in range(5)))
+    await scripts.finish([end_of(held["early"], ttl_ms=HOUR_MS)])
+    for number in range(5):
+        await scripts.suspend([wait_of(held[f"parent{number}"], "task:early", "task:late")])
+    limit_ms = await server_ms(redis) + DAY_MS + HOUR_MS + 2_000
+    assert max(await kept_until(redis, "early")) < limit_ms
+
+
+async def test_an_event_whose_taking_is_repeated_is_taken_once(scripts: Scripts) -> None:
+    held = await started(scripts, "parent")
+    for payload in (b"1", b"2"):
+        await scripts.deliver_event(Delivery("parent", "ada", "go", payload, "", 10))
+    items = [StepRecord("parent", held["parent"].token, number, b'"event go"', b'{"value":', 0.0) for number in (0, 1)]
+    replies = [await scripts.take_event(items[number], "go") for number in (0, 0, 1, 1)]
+    assert replies == [[b"ok", b'{"value":1}']] * 2 + [[b"ok", b'{"value":2}']] * 2
+    more = StepRecord("parent", held["parent"].token, 2, b'"event go"', b'{"value":', 0.0)
+    assert await scripts.take_event(more, "go") == [b"none"]
+
+
+async def test_more_subjects_than_a_command_has_arguments_are_waited_for(scripts: Scripts, redis: Redis) -> None:
+    held = await started(scripts, "parent")
+    names = [f"child{number}" for number in range(2_500)]
+    await put(scripts, *(new_task(name, queue="other") for name in names))
+    await scripts.suspend([wait_of(held["parent"], *(f"task:{name}" for name in names))])
+    assert await redis.scard(keys.PREFIXES["pending"] + "parent") == 2_500
+    children = await claim(scripts, queue="other", want=2_500)
+    await scripts.finish([end_of(child) for child in children[:-1]])
+    assert await claim(scripts) == []
+    await scripts.finish([end_of(children[-1])])
+    assert [again.id for again in await claim(scripts)] == ["parent"]
+
+
+async def test_a_stock_workers_end_resumes_who_waits_for_it_and_is_kept(scripts: Scripts, redis: Redis) -> None:
+    held = await started(scripts, "parent", "child")
+    await scripts.suspend([wait_of(held["parent"], "task:child")])
+    deadline_ms = int(await redis.hget(keys.task("parent"), "wait_until"))
+    await redis.zrem(keys.queue("default"), "child")
+    await redis.set(keys.result("child"), b"{}", px=HOUR_MS)
+    ended = await scripts.settle_stock(
+        "child",
+        status="SUCCESS",
+        error=b"",
+        finished_ms=await server_ms(redis),
+        attempt=1,
+        ttl_ms=HOUR_MS,
+        event_type="task_complete",
+        event=b"{}",
+    )
+    assert ended
+    assert min(await kept_until(redis, "child")) >= deadline_ms
+    assert [again.id for again in await claim(scripts)] == ["parent"]
