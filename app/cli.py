@@ -11,50 +11,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from app.cli_arguments import ApprovalId, Json, KeyValues, Notes, TaskId, Watch
+from app.cli_groups import approvals, dead_letters, keys, queues, schedules
 from app.console import guarded, readable_output
-
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of text.")]
-Watch = Annotated[bool, Parameter(name="--watch", negative="", help="Follow it to its end.")]
-TaskId = Annotated[str, Parameter(help="The id that the task was given.")]
-KeyValues = Annotated[
-    list[str] | None,
-    Parameter(
-        help="Parameters as key=value. A value is read as JSON where it is JSON (5, true, [1], '\"5\"'), else as text; "
-        "key=@file takes the text of a file."
-    ),
-]
-
-OneLetter = Annotated[str | None, Parameter(help="The id of one; else filters or --all.")]
-Everything = Annotated[bool, Parameter(name="--all", negative="", help="Every one that the filters leave.")]
-Moment = Annotated[str | None, Parameter(help="A time with its offset, such as 2026-11-21T20:15:00Z.")]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Narrowed:
-    """What dead letters are narrowed to."""
-
-    queue: str | None = None
-    task: Annotated[str | None, Parameter(help="Only tasks of this type.")] = None
-    project: str | None = None
-    tag: str | None = None
-    error: Annotated[str | None, Parameter(help="The type of the last error, such as RemoteTimeout.")] = None
-    failed_after: Moment = None
-    failed_before: Moment = None
-
-    def filters(self) -> dict[str, str | None]:
-        """As the API names them."""
-        rest = {"project_id": self.project, "tag": self.tag, "error_type": self.error}
-        times = {"failed_after": self.failed_after, "failed_before": self.failed_before}
-        return {"queue": self.queue, "task": self.task, **rest, **times}
-
-
-EVERY = Narrowed()
 
 
 def _version() -> str:
@@ -74,11 +37,7 @@ app = App(
     version=_version,
     version_flags=["--version"],
 )
-dead_letters = App(name="dead-letters", help="Tasks that failed for good.")
-queues = App(name="queues", help="Queues: what stands in them; pause and resume.")
-schedules = App(name="schedules", help="Schedules: what starts by the clock; trigger, pause and resume.")
-keys = App(name="keys", help="API keys of a service on this machine.")
-for group in (dead_letters, queues, schedules, keys):
+for group in (approvals, dead_letters, queues, schedules, keys):
     app.command(group)
 
 
@@ -130,7 +89,9 @@ def show(task_id: TaskId, /, *, as_json: Json = False) -> int:
 @app.command(name="ls")
 def list_tasks(
     *,
-    status: Annotated[str | None, Parameter(help="PENDING, STARTED, RETRY, SUCCESS, FAILURE or CANCELLED")] = None,
+    status: Annotated[
+        str | None, Parameter(help="PENDING, STARTED, RETRY, WAITING, SUCCESS, FAILURE or CANCELLED")
+    ] = None,
     queue: str | None = None,
     task: Annotated[str | None, Parameter(help="Only tasks of this type.")] = None,
     project: str | None = None,
@@ -164,6 +125,55 @@ def retry(task_id: TaskId, values: KeyValues = None, /, *, watch: Watch = False,
     return cli_tasks.retry(task_id, values or [], watch=watch, as_json=as_json)
 
 
+@app.command
+def send(
+    task_id: TaskId,
+    name: Annotated[str, Parameter(help="The event's name, as the task knows it.")],
+    payload: Annotated[
+        str | None, Parameter(help="JSON, or text where it is none; @file takes the text of a file.")
+    ] = None,
+    /,
+    *,
+    idempotency_key: Annotated[str | None, Parameter(help="The same key again delivers nothing more.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Send a task an event that it waits for, or will wait for."""
+    from app import cli_approvals
+
+    return cli_approvals.send(task_id, name, payload, key=idempotency_key, as_json=as_json)
+
+
+@app.command
+def approve(
+    approval_id: ApprovalId,
+    /,
+    *,
+    notes: Notes = None,
+    edits: Annotated[str | None, Parameter(help="What you want otherwise: a JSON object, or @file with one.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Approve what a task asks; it goes on with the answer."""
+    from app import cli_approvals
+
+    return cli_approvals.decide(approval_id, approved=True, notes=notes, edits=edits, as_json=as_json)
+
+
+@app.command
+def reject(approval_id: ApprovalId, /, *, notes: Notes = None, as_json: Json = False) -> int:
+    """Reject what a task asks; it goes on with the answer."""
+    from app import cli_approvals
+
+    return cli_approvals.decide(approval_id, approved=False, notes=notes, edits=None, as_json=as_json)
+
+
+@app.command
+def withdraw(approval_id: ApprovalId, /) -> int:
+    """Take back what a task of yours asks; the task is told."""
+    from app import cli_approvals
+
+    return cli_approvals.withdraw(approval_id)
+
+
 @app.command(name="tasks")
 def task_types(*, as_json: Json = False) -> int:
     """List the types of tasks that can be posted, with their parameters."""
@@ -186,153 +196,6 @@ def quotas(*, as_json: Json = False) -> int:
     from app import cli_operation
 
     return cli_operation.quotas(as_json=as_json)
-
-
-@queues.default
-def list_queues(*, as_json: Json = False) -> int:
-    """List the queues."""
-    from app import cli_operation
-
-    return cli_operation.queues(as_json=as_json)
-
-
-@queues.command
-def pause(name: str, /) -> int:
-    """Start no more tasks of a queue; what runs goes on (admin)."""
-    from app import cli_operation
-
-    return cli_operation.change_queue(name, "pause")
-
-
-@queues.command
-def resume(name: str, /) -> int:
-    """Start tasks of a queue again (admin)."""
-    from app import cli_operation
-
-    return cli_operation.change_queue(name, "resume")
-
-
-@schedules.default
-def list_schedules(*, as_json: Json = False) -> int:
-    """List the schedules with their next and last firing."""
-    from app import cli_schedules
-
-    return cli_schedules.list_all(as_json=as_json)
-
-
-@schedules.command(name="show")
-def show_schedule(name: str, /, *, as_json: Json = False) -> int:
-    """Show a schedule with its parameters and what became of its last tick."""
-    from app import cli_schedules
-
-    return cli_schedules.show(name, as_json=as_json)
-
-
-@schedules.command(name="trigger")
-def trigger_schedule(name: str, /) -> int:
-    """Start the task of a schedule now; prints its id (admin)."""
-    from app import cli_schedules
-
-    return cli_schedules.trigger(name)
-
-
-@schedules.command(name="pause")
-def pause_schedule(name: str, /) -> int:
-    """Fire no more ticks of a schedule; what runs goes on (admin)."""
-    from app import cli_schedules
-
-    return cli_schedules.change(name, "pause")
-
-
-@schedules.command(name="resume")
-def resume_schedule(name: str, /) -> int:
-    """Fire the ticks of a schedule again, those to come (admin)."""
-    from app import cli_schedules
-
-    return cli_schedules.change(name, "resume")
-
-
-@dead_letters.default
-def list_dead_letters(*, narrowed: Narrowed = EVERY, limit: int = 20, as_json: Json = False) -> int:
-    """List the tasks that failed for good, the newest first."""
-    from app import cli_dead_letters
-
-    return cli_dead_letters.list_all(narrowed.filters(), limit=limit, as_json=as_json)
-
-
-@dead_letters.command(name="show")
-def show_dead_letter(task_id: TaskId, /, *, as_json: Json = False) -> int:
-    """Show one with its parameters, the errors of all attempts, the steps that are done, and the last traceback."""
-    from app import cli_dead_letters
-
-    return cli_dead_letters.show(task_id, as_json=as_json)
-
-
-@dead_letters.command(name="replay")
-def replay_dead_letter(
-    task_id: OneLetter = None,
-    values: KeyValues = None,
-    /,
-    *,
-    narrowed: Narrowed = EVERY,
-    everything: Everything = False,
-    watch: Watch = False,
-    as_json: Json = False,
-) -> int:
-    """Run what failed for good again, as a new task that goes on behind the steps that are done.
-
-    With key=value these parameters are changed, and the new task runs all steps where that makes a difference. Without
-    an id: all that the filters leave, or with --all every one; what cannot be replayed is told and stays.
-    """
-    from app import cli_dead_letters
-
-    filters = cli_dead_letters.checked(narrowed.filters(), task_id, everything=everything)
-    if task_id is None:
-        return cli_dead_letters.replay_many(filters, everything=everything, as_json=as_json)
-    return cli_dead_letters.replay(task_id, values or [], watch=watch, as_json=as_json)
-
-
-@dead_letters.command(name="discard")
-def discard_dead_letter(
-    task_id: OneLetter = None, /, *, narrowed: Narrowed = EVERY, everything: Everything = False
-) -> int:
-    """Take what failed for good away: one, or all that the filters leave, or with --all every one."""
-    from app import cli_dead_letters
-
-    filters = cli_dead_letters.checked(narrowed.filters(), task_id, everything=everything)
-    if task_id is None:
-        return cli_dead_letters.discard_many(filters, everything=everything)
-    return cli_dead_letters.discard(task_id)
-
-
-@keys.command(name="create")
-def create_key(
-    user: Annotated[str, Parameter(help="Whose tasks are posted with it.")],
-    /,
-    *,
-    scope: Annotated[list[str] | None, Parameter(help="What it may do besides; `admin` may do everything.")] = None,
-    days: Annotated[float | None, Parameter(help="How long it lives; without, until it is revoked.")] = None,
-) -> int:
-    """Make a key. It is shown this once; the file keeps a hash."""
-    from app import cli_keys
-
-    return cli_keys.create(user, scope or [], days)
-
-
-@keys.command(name="list")
-def list_keys(*, as_json: Json = False) -> int:
-    """List the keys."""
-    from app import cli_keys
-
-    return cli_keys.list_all(as_json=as_json)
-
-
-@keys.command(name="revoke")
-def revoke_key(key_id: Annotated[str, Parameter(help="The id in the list of keys.")], /) -> int:
-    """Refuse a key from now on."""
-    from app import cli_keys
-
-    return cli_keys.revoke(key_id)
 
 
 @app.command

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.cli_calls import call
-from app.cli_views import print_json, print_pairs, print_table, when
+from app.cli_views import print_json, print_pairs, print_table, waiting_words, when
 from app.cli_watch import watcher
 from app.client import ApiClient, View
 from app.errors import SettingsError
@@ -120,6 +120,7 @@ def _print_task(task: View) -> None:
             "queue": task["queue"],
             "attempt": f"{task['attempt']} of {task['max_attempts'] or '?'}",
             "progress": f"{progress['percent']:g} % {progress['label']}" if progress else None,
+            "waits for": waiting_words(task["waiting_for"]) if task["waiting_for"] else None,
             "user": task["user_id"],
             "project": task["project_id"],
             "tags": task["tags"],

@@ -41,6 +41,20 @@ def when(moment: str | None) -> str:
     return "" if moment is None else f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M:%S}Z"
 
 
+def waiting_words(waiting_for: Mapping[str, Any]) -> str:
+    """What a task waits for, as the API says it, in words."""
+    kind, until = waiting_for["kind"], f"until {when(waiting_for['until'])}"
+    match kind:
+        case "tasks":
+            count = waiting_for["count"]
+            return f"{count} task{'' if count == 1 else 's'} {until}"
+        case "event":
+            return f"event {waiting_for['name']} {until}"
+        case "approval":
+            return f"approval {waiting_for['approval_id']} {until}"
+    return until
+
+
 def size(count_bytes: int) -> str:
     """Bytes for people."""
     return f"{count_bytes / 1024 / 1024:.0f} MiB"

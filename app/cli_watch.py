@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from app.cli_views import waiting_words, when
 from app.client import TaskEvent
 from app.dev_views import clean
 
 Tell = Callable[[TaskEvent], None]
+Payload = Mapping[str, Any]
 
 
 @contextmanager
@@ -49,7 +51,7 @@ class _Lines:
             self._progress(float(payload["percent"]), str(payload["label"]))
         else:
             self.end()
-            print(f"{event.at:%H:%M:%S}  {event.type:<14} {_words(event)}".rstrip(), flush=True)
+            print(f"{event.at:%H:%M:%S}  {event.type:<16} {_words(event)}".rstrip(), flush=True)
 
     def end(self) -> None:
         """Leave the bar, or the model's text, behind."""
@@ -79,15 +81,37 @@ def _printable(line: str) -> str:
 
 
 def _words(event: TaskEvent) -> str:
-    payload = event.payload
-    if event.type == "task_progress":
-        return f"{payload['percent']:g} % {clean(payload['label'])}"
-    if event.type == "task_started":
-        return f"attempt {payload.get('attempt')}"
-    if event.type in ("task_failed", "task_retrying"):
-        error = payload.get("error") or {}
-        due = f"; next attempt at {payload['next_attempt_at']}" if payload.get("next_attempt_at") else ""
-        return clean(f"{error.get('type')}: {error.get('message')}{due}")
-    if event.type == "task_complete":
-        return ""
-    return clean(json.dumps(event.payload, ensure_ascii=False)) if payload else ""
+    words = _WORDS.get(event.type)
+    if words is not None:
+        return clean(words(event.payload))
+    return clean(json.dumps(event.payload, ensure_ascii=False)) if event.payload else ""
+
+
+def _error(payload: Payload) -> str:
+    error = payload.get("error") or {}
+    due = f"; next attempt at {payload['next_attempt_at']}" if payload.get("next_attempt_at") else ""
+    return f"{error.get('type')}: {error.get('message')}{due}"
+
+
+def _question(payload: Payload) -> str:
+    return f"{payload['subject']} (approval {payload['approval_id']}, until {when(payload['expires_at'])})"
+
+
+def _decision(payload: Payload) -> str:
+    by = f" by {payload['decided_by']}" if payload.get("decided_by") else ""
+    notes = f": {payload['notes']}" if payload.get("notes") else ""
+    return f"{payload['status']}{by}{notes}"
+
+
+_WORDS: Mapping[str, Callable[[Payload], str]] = {
+    "task_progress": lambda payload: f"{payload['percent']:g} % {payload['label']}",
+    "task_started": lambda payload: f"attempt {payload.get('attempt')}",
+    "task_failed": _error,
+    "task_retrying": _error,
+    "task_complete": lambda payload: "",
+    "task_waiting": lambda payload: waiting_words(payload["waiting_for"]),
+    "event_delivered": lambda payload: str(payload["name"]),
+    "hitl_pending": _question,
+    "approval_decided": _decision,
+}
+"""What people read of the events that the engine itself emits."""

@@ -128,6 +128,14 @@ class ApiClient:
         """The newest tasks that match: `status`, `queue`, `task`, `project_id`, `tag`."""
         return await self.items("/api/tasks", limit=limit, **filters)
 
+    async def send_event(
+        self, task_id: str, name: str, payload: Any = None, *, idempotency_key: str | None = None
+    ) -> View:
+        """Give a task an event that it waits for, or will: `{delivered}`, False when the key was used before."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        body = {"name": name, "payload": payload}
+        return self._object(await self._call("POST", _task(task_id, "/events"), body=body, headers=headers))
+
     async def events(self, task_id: str, *, limit: int = 1_000) -> list[TaskEvent]:
         """The past events of a task, oldest first."""
         return [TaskEvent.of_frame(frame) for frame in await self.items(_task(task_id, "/events"), limit=limit)]
@@ -148,6 +156,37 @@ class ApiClient:
                 yield event
                 if event.is_final:
                     return
+
+    # Approvals.
+
+    async def approvals(self, *, status: str | None = None, limit: int = 20) -> list[View]:
+        """The newest approvals that the caller asked for or may decide: `status` is `pending`, `approved`, …"""
+        return await self.items("/api/approvals", limit=limit, status=status)
+
+    async def approval(self, approval_id: str) -> View:
+        """An approval with its payload."""
+        return self._object(await self._call("GET", _approval(approval_id)))
+
+    async def decide(
+        self,
+        approval_id: str,
+        approved: bool,
+        *,
+        notes: str | None = None,
+        edits: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> View:
+        """Approve or reject. Raises `ApiError` 409 when somebody has decided before, 410 when it expired.
+
+        With an `idempotency_key`, the same decision again (after a lost reply) is answered as before.
+        """
+        body = {"approved": approved, "notes": notes, "edits": edits}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._object(await self._call("POST", _approval(approval_id), body=body, headers=headers))
+
+    async def withdraw(self, approval_id: str) -> None:
+        """Take back what a task asks."""
+        await self._call("DELETE", _approval(approval_id))
 
     # Everything else that has a path.
 
@@ -224,6 +263,10 @@ def problem_of(content: bytes) -> Mapping[str, Any]:
 
 def _task(task_id: str, rest: str = "") -> str:
     return f"/api/tasks/{quote(task_id, safe='')}{rest}"
+
+
+def _approval(approval_id: str) -> str:
+    return f"/api/approvals/{quote(approval_id, safe='')}"
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from pydantic import BaseModel
 from app import cli
 from app.cli_tasks import BadArgument, read_values
 from app.cli_views import print_json, print_table
-from app.client import open_api
+from app.client import ApiClient, open_api
 from app.domains.system import tasks as system
+from app.engine.approvals import ApprovalRequest
 from app.engine.context import TaskContext
 from app.engine.registry import task
 from app.engine.timetable import Schedule
@@ -62,7 +64,19 @@ async def stumble(ctx: TaskContext, params: Stumble) -> Stumble:
     return params
 
 
-TASKS = (system.echo, system.sleep, system.fail, talk, stumble)
+class Asked(BaseModel):
+    deciders: tuple[str, ...] = ()
+
+
+@task("test.ask")
+async def ask(ctx: TaskContext, params: Asked) -> list[Any]:
+    """Wait for a payment and then for a person."""
+    paid = await ctx.wait_event("paid")
+    decision = await ctx.approval(ApprovalRequest("Publish it?", {"to": "all"}, params.deciders))
+    return [paid, decision.approved, decision.notes, decision.edits]
+
+
+TASKS = (system.echo, system.sleep, system.fail, talk, stumble, ask)
 SCHEDULES = (Schedule("nightly", "system.echo", cron="0 3 * * *", params={"value": 1}, timezone="Asia/Tokyo"),)
 
 
@@ -133,6 +147,79 @@ def as_admin(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTSHIFT_API_KEY", live.keys["root"])
 
 
+# What tasks wait for.
+
+
+async def waits_for(api: ApiClient, task_id: str, kind: str) -> dict[str, Any]:
+    """Wait until the task waits for this."""
+    async with asyncio.timeout(PATIENCE_S), aclosing(api.watch(task_id)) as events:
+        async for event in events:
+            if event.type == "task_waiting" and event.payload["waiting_for"]["kind"] == kind:
+                return dict(event.payload["waiting_for"])
+    raise AssertionError("the task has ended")
+
+
+async def test_a_task_is_sent_an_event_and_then_approved(live: Live, run: Run) -> None:
+    task_id = (await run("submit", "test.ask", "--json")).json()["task_id"]
+    async with open_api(f"http://{live.address}", live.keys["ada"]) as api:
+        await waits_for(api, task_id, "event")
+        shown = await run("show", task_id)
+        assert re.search(r"^waits for +event paid until 20\d\d-", shown.out, re.MULTILINE)
+        sent = await run("send", task_id, "paid", '{"amount": 3}', "--idempotency-key", "k")
+        assert (sent.code, sent.out) == (0, f"{task_id}  paid  delivered\n")
+        again = await run("send", task_id, "paid", "--idempotency-key", "k")
+        assert again.out == f"{task_id}  paid  delivered before\n"
+        approval_id = (await waits_for(api, task_id, "approval"))["approval_id"]
+    assert (await run("approvals", "--status", "rejected")).out == "No approvals.\n"
+    listed = await run("approvals", "--status", "pending")
+    assert re.search(rf"^{approval_id} +PENDING +Publish it\? +test\.ask +ada ", listed.out, re.MULTILINE)
+    assert (await run("approvals", "--json")).json()[0]["approval_id"] == approval_id
+    shown = await run("approvals", "show", approval_id)
+    assert re.search(rf"^task +test\.ask {task_id}$", shown.out, re.MULTILINE)
+    assert json.loads(shown.out.partition("payload\n")[2]) == {"to": "all"}
+    wrong = await run("approve", approval_id, "--edits", "[1]")
+    assert (wrong.code, "expected a JSON object" in wrong.err) == (2, True)
+    done = await run("approve", approval_id, "--notes", "fine", "--edits", '{"to": "few"}')
+    assert (done.code, done.out) == (0, f"{approval_id}  APPROVED\n")
+    watched = await run("watch", task_id)
+    assert watched.code == 0
+    assert re.search(r" task_waiting +event paid until ", watched.out)
+    assert re.search(r" event_delivered +paid$", watched.out, re.MULTILINE)
+    assert re.search(rf" hitl_pending +Publish it\? \(approval {approval_id}, until 20", watched.out)
+    assert re.search(rf" task_waiting +approval {approval_id} until ", watched.out)
+    assert re.search(r" approval_decided +APPROVED by ada: fine$", watched.out, re.MULTILINE)
+    assert json.loads(watched.out.partition("result\n")[2]) == [{"amount": 3}, True, "fine", {"to": "few"}]
+    refused = await run("reject", approval_id)
+    assert (refused.code, "is APPROVED already, by ada" in refused.err) == (1, True)
+    shown = await run("approvals", "show", approval_id)
+    assert re.search(r"^by +ada$", shown.out, re.MULTILINE)
+    assert '"few"' in shown.out.partition("edits\n")[2]
+
+
+async def test_a_task_is_rejected_by_whom_it_asks(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_id = (await run("submit", "test.ask", 'deciders=["bob"]', "--json")).json()["task_id"]
+    await run("send", task_id, "paid", "in cash")
+    async with open_api(f"http://{live.address}", live.keys["ada"]) as api:
+        approval_id = (await waits_for(api, task_id, "approval"))["approval_id"]
+    assert (await run("reject", approval_id)).code == 1
+    monkeypatch.setenv("NIGHTSHIFT_API_KEY", live.keys["bob"])
+    assert (await run("reject", approval_id, "--notes", "no", "--json")).json()["decided_by"] == "bob"
+    monkeypatch.setenv("NIGHTSHIFT_API_KEY", live.keys["ada"])
+    assert (await run("watch", task_id, "--json")).code == 0
+    assert (await run("show", task_id, "--json")).json()["result"] == ["in cash", False, "no", None]
+
+
+async def test_what_is_asked_is_taken_back(live: Live, run: Run) -> None:
+    task_id = (await run("submit", "test.ask", "--json")).json()["task_id"]
+    await run("send", task_id, "paid")
+    async with open_api(f"http://{live.address}", live.keys["ada"]) as api:
+        approval_id = (await waits_for(api, task_id, "approval"))["approval_id"]
+    assert (await run("withdraw", approval_id)).out == f"{approval_id}  WITHDRAWN\n"
+    watched = await run("watch", task_id)
+    assert (watched.code, "ApprovalWithdrawn" in watched.out) == (1, True)
+    assert (await run("withdraw", "nothing")).code == 1
+
+
 # Tasks.
 
 
@@ -159,9 +246,9 @@ async def test_watching_shows_every_event_in_plain_lines(live: Live, run: Run) -
     assert done.code == 0
     lines = [line.split(maxsplit=1)[1] for line in done.out.partition("\n\n")[0].splitlines()]
     assert lines[1:] == [
-        "task_started   attempt 1",
-        "task_progress  50 % slept 1 of 2",
-        "task_progress  100 % slept 2 of 2",
+        "task_started     attempt 1",
+        "task_progress    50 % slept 1 of 2",
+        "task_progress    100 % slept 2 of 2",
         "task_complete",
     ]
     assert "\x1b" not in done.out
@@ -177,7 +264,7 @@ async def test_watching_as_json_is_a_line_for_each_event_and_nothing_else(live: 
 async def test_a_watched_task_that_fails_is_exit_code_1_with_its_error(live: Live, run: Run) -> None:
     done = await run("submit", "system.fail", "retryable=false", "--watch")
     assert done.code == 1
-    assert "task_failed    PermanentError: attempt 1 fails as it was asked to (always)" in done.out
+    assert "task_failed      PermanentError: attempt 1 fails as it was asked to (always)" in done.out
     assert re.search(r"^error +PermanentError: attempt 1 fails", done.out, re.MULTILINE)
 
 

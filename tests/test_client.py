@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import pytest
 
 from app.client import ApiClient, ApiError, TaskEvent, open_api
 from app.domains.system import tasks as system
+from app.engine.approvals import ApprovalRequest
 from app.engine.context import TaskContext
 from app.engine.registry import task
 from app.engine.submissions import Submission
@@ -30,7 +32,15 @@ async def count(ctx: TaskContext, params: system.Sleep) -> int:
     return params.steps
 
 
-TASKS = (system.echo, system.sleep, system.fail, count)
+@task("test.ask")
+async def ask(ctx: TaskContext, params: system.Fail) -> list[Any]:
+    """Wait for an event, then for a person."""
+    event = await ctx.wait_event("go")
+    decision = await ctx.approval(ApprovalRequest("Go on?"))
+    return [event, decision.approved, decision.notes, decision.edits]
+
+
+TASKS = (system.echo, system.sleep, system.fail, count, ask)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +81,34 @@ async def test_a_task_is_posted_awaited_and_its_result_read(ada: ApiClient) -> N
     assert (done["status"], done["result"]) == ("SUCCESS", {"value": "hello"})
     assert (done["project_id"], done["tags"], done["priority"]) == ("apollo", ["a", "b"], 2)
     assert await ada.result(posted["task_id"]) == {"value": "hello"}
+
+
+async def test_a_task_is_sent_an_event_and_approved(ada: ApiClient) -> None:
+    task_id = (await ada.submit("test.ask", {}))["task_id"]
+    assert await ada.send_event(task_id, "go", {"n": 1}, idempotency_key="k") == {"delivered": True}
+    assert await ada.send_event(task_id, "go", {"n": 2}, idempotency_key="k") == {"delivered": False}
+    async with aclosing(ada.watch(task_id)) as events:
+        pending = [event async for event in _until(events, "hitl_pending")][-1]
+    approval_id = pending.payload["approval_id"]
+    assert [one["approval_id"] for one in await ada.approvals(status="pending")] == [approval_id]
+    assert (await ada.approval(approval_id))["payload"] == {}
+    keyed = {"notes": "n", "edits": {"a": 1}, "idempotency_key": "k"}
+    decided = await ada.decide(approval_id, True, **keyed)
+    assert await ada.decide(approval_id, True, **keyed) == decided
+    with pytest.raises(ApiError, match="APPROVED already, by ada") as refused:
+        await ada.decide(approval_id, False)
+    assert refused.value.remote_status == 409
+    with pytest.raises(ApiError, match="APPROVED already"):
+        await ada.withdraw(approval_id)
+    assert (await ada.get(task_id, wait_s=20))["result"] == [{"n": 1}, True, "n", {"a": 1}]
+
+
+async def _until(events: AsyncIterator[TaskEvent], kind: str) -> AsyncIterator[TaskEvent]:
+    async with asyncio.timeout(PATIENCE_S):
+        async for event in events:
+            yield event
+            if event.type == kind:
+                return
 
 
 async def test_the_same_idempotency_key_gives_the_first_task(ada: ApiClient) -> None:
