@@ -55,7 +55,8 @@ def check_task(task: Expected, seen: Seen) -> None:
     assert [seen.steps[b"result:%d" % number] for number in range(len(task.steps))] == task.steps
     for number, deadline_ms in task.deadlines.items():
         assert seen.steps[b"wait:%d" % number].startswith(b"%d " % deadline_ms)
-    assert int(seen.inbox.get(b"events", 0)) == sum(map(len, task.inbox.values()))
+    kept = sum(map(len, task.inbox.values()))
+    assert int(seen.inbox.get(b"events", 0)) == kept == sum(field.startswith(b"event:") for field in seen.inbox)
     for event in EVENTS:
         assert _kept(seen.inbox, event) == task.inbox.get(event, [])
     kinds = Counter(entry.split(b" ")[1].decode() for entry in seen.log)
