@@ -132,12 +132,12 @@ class ApprovalDesk:
             raise InvalidInput(f"limit={limit}: expected 1 to {MAX_LIMIT}", pointer="limit")
         indices = _indices(person, pending=status is ApprovalStatus.PENDING)
         next_cursor, rows = await self._scripts.list_approvals(indices, cursor, limit, status or "")
-        return ApprovalPage([_approval(row.decode(), fields_of(fields)) for row, fields in rows], next_cursor or None)
+        return ApprovalPage([approval_of(row.decode(), fields_of(fields)) for row, fields in rows], next_cursor or None)
 
     async def get(self, approval_id: str, person: Person) -> Approval:
         """One of them. Raises `NotFound`, also for one that does not concern the person."""
         fields = {name: value.decode() for name, value in (await self._scripts.read_approval(approval_id)).items()}
-        approval = _approval(approval_id, fields) if fields else None
+        approval = approval_of(approval_id, fields) if fields else None
         if approval is None or not approval.concerns(person):
             raise NotFound(f"no approval {approval_id}")
         return approval
@@ -194,7 +194,8 @@ def _indices(person: Person, *, pending: bool) -> list[str]:
     return [keys.approvals_of_user(person.user_id, pending=pending), *of_scopes]
 
 
-def _approval(approval_id: str, fields: Mapping[str, str]) -> Approval:
+def approval_of(approval_id: str, fields: Mapping[str, str]) -> Approval:
+    """An approval from the fields of its hash."""
     return Approval(
         approval_id=approval_id,
         task_id=fields["task_id"],

@@ -9,11 +9,13 @@ from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel
 
+from app.engine.approval_desk import Verdict, approval_of
 from app.engine.context import Resources
 from app.engine.job import moment
 from app.engine.registry import Task
 from app.engine.submissions import Submission
 from app.settings import QuotaLimits
+from app.testing.approvals import Decider, Decisions, verdict_on
 from app.testing.children import Fakes, cast_of
 from app.testing.errors import HarnessError
 from app.testing.ledger import Dies, Moment
@@ -35,6 +37,8 @@ class Options(TypedDict, total=False):
     """Tasks that it may start and that run as they are."""
     events: Iterable[tuple[str, Any] | tuple[str, Any, timedelta]]
     """Events from outside: name, payload, and how long after the start they come (at once)."""
+    decisions: Decisions
+    """What persons decide on the approvals that it asks for; without it they expire."""
     resources: Resources
     """What `ctx.use` gives."""
     quotas: Mapping[str, QuotaLimits]
@@ -78,6 +82,7 @@ class TaskHarness(Generic[P, R]):
             quotas=options.get("quotas", {}),
             patience_s=options.get("patience_s", PATIENCE_S),
         )
+        self.world.scripts.asked = self._plan_decision
         self.task_id = ""
 
     @property
@@ -135,10 +140,39 @@ class TaskHarness(Generic[P, R]):
         await self.world.inbox.deliver(self.task_id, name, payload, user_id=None)
         await self.world.settle()
 
+    async def decide(self, verdict: Verdict | bool, *, subject: str | None = None) -> None:
+        """Decide on the approval that waits (on the one with this subject), as somebody who may, and run the task to
+        its next wait. Raises what deciding raises."""
+        waiting = [
+            approval_id
+            for approval_id, fields in self.world.scripts.approvals.records.items()
+            if fields["status"] == "PENDING" and subject in (None, fields["subject"])
+        ]
+        if len(waiting) != 1:
+            raise HarnessError(f"{len(waiting)} approvals wait{f' about {subject!r}' if subject else ''}: expected one")
+        await self._decide(waiting[0], Verdict(verdict) if isinstance(verdict, bool) else verdict)
+        await self.world.settle()
+
     async def cancel(self) -> None:
         """Cancel the task as its owner; nothing happens when it has ended."""
         await self.world.queue.cancel_many([self.task_id])
         await self.world.settle()
+
+    def _plan_decision(self, approval_id: str) -> None:
+        approval = approval_of(approval_id, self.world.scripts.approvals.records[approval_id])
+        planned = verdict_on(approval, self._options.get("decisions", {}))
+        if planned is not None:
+            after, verdict = planned
+            at_ms = self.world.scripts.now_ms + _ms(after)
+            self.world.plan(at_ms, lambda: self._decide_if_pending(approval_id, verdict))
+
+    async def _decide_if_pending(self, approval_id: str, verdict: Verdict) -> None:
+        if self.world.scripts.approvals.records[approval_id]["status"] == "PENDING":
+            await self._decide(approval_id, verdict)
+
+    async def _decide(self, approval_id: str, verdict: Verdict) -> None:
+        approval = approval_of(approval_id, self.world.scripts.approvals.records[approval_id])
+        await self.world.desk.decide(approval_id, verdict, Decider.of(approval))
 
     async def _plan_event(self, name: str, payload: Any, after: timedelta = timedelta()) -> None:
         if not after:

@@ -16,7 +16,7 @@ from pydantic_core import from_json, to_json
 from app.engine.attempt import Claim
 from app.engine.job import Status, moment
 from app.store.items import NewTask
-from app.store.scripts import CLAIM_FIELDS
+from app.store.scripts import AFTER_MS, CLAIM_FIELDS
 from app.testing.records import Line, Note, Record
 
 CANCELLED_ERROR = b'{"type":"TaskCancelled","message":"cancelled","retryable":false}'
@@ -47,6 +47,10 @@ class Ledger:
         """Set when a task may have become ready."""
         self.stop: Callable[[str, bool], None] = lambda task_id, cancelled: None
         """Told which running task is cancelled (True), or has lost its worker."""
+        self.asked: Callable[[str], None] = lambda approval_id: None
+        """Told which approval a task has asked for."""
+        self.ended: Callable[[str], None] = lambda task_id: None
+        """Told which task has ended."""
         self._dies = dies
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}
         self._order = 0
@@ -70,7 +74,7 @@ class Ledger:
         rows: list[tuple[NewTask, str | None]] = []
         for task in group:
             key = (task.user_id, task.idempotency_key)
-            old, refusal = self._known(task, made.get(key) or self._keys.get(key))
+            old, refusal = self._known(task, made.get(key) or self._keys.get(key), {row.id for row in group})
             if refusal:
                 return refusal
             rows.append((task, old))
@@ -80,9 +84,13 @@ class Ledger:
         for task, old in rows:
             if old is None:
                 self._write(task)
+        names = {task.id: old for task, old in rows if old is not None}
+        for task, old in rows:
+            if old is None and "after" in self.records[task.id].fields:
+                self._begin_after(self.records[task.id], names)
         return [b"ok", self.now_ms, *([(old or task.id).encode(), int(old is None)] for task, old in rows)]
 
-    def _known(self, task: NewTask, keyed: tuple[str, str] | None) -> tuple[str | None, list[Any]]:
+    def _known(self, task: NewTask, keyed: tuple[str, str] | None, group: set[str]) -> tuple[str | None, list[Any]]:
         """The id of the task that this one is already, or why it is refused."""
         if task.idempotency_key and keyed is not None:
             same = keyed[0] == task.fingerprint
@@ -91,7 +99,14 @@ class Ledger:
             return task.id, []
         if task.letter:
             return None, [b"replayed", task.letter.encode(), b""]
-        return None, self._refuse_child(task)
+        return None, self._refuse_after(task, group) or self._refuse_child(task)
+
+    def _refuse_after(self, task: NewTask, group: set[str]) -> list[Any]:
+        for task_id in _extra(task).get("after", "").split("\n"):
+            there = self.records.get(task_id)
+            if task_id and task_id not in group and (there is None or there.fields["user_id"] != task.user_id):
+                return [b"missing", task_id.encode()]
+        return []
 
     def _refuse_child(self, task: NewTask) -> list[Any]:
         parent = self.records.get(task.parent_id)
@@ -112,14 +127,28 @@ class Ledger:
         fields |= {name: value for name, value in optional.items() if value}
         if due > self.now_ms:
             fields["due_at"] = str(due)
-        extra = from_json(task.extra) if task.extra else []
-        fields |= {str(name): str(value) for name, value in zip(extra[::2], extra[1::2], strict=True)}
+        fields |= _extra(task)
         self._order += 1
         record = Record(task.id, fields, task.payload, self._order, due, due - self.now_ms)
         self.records[task.id] = record
         if task.parent_id in self.records:
             self.records[task.parent_id].children.append(task.id)
         self.note(record, "", "task_queued", to_json({"task": task.task, "queue": task.queue}))
+
+    def _begin_after(self, record: Record, names: dict[str, str]) -> None:
+        """A task that is to begin when others have ended waits for those that have not."""
+        after = [names.get(task_id, task_id) for task_id in record.fields["after"].split("\n")]
+        record.fields["after"] = "\n".join(after)
+        record.pending = {f"task:{task_id}" for task_id in after if not self.records[task_id].finished}
+        if not record.pending:
+            return
+        for subject in record.pending:
+            self.records[subject.removeprefix("task:")].waiters[record.id] = None
+        shown = {"kind": "tasks", "step": "after", "count": len(record.pending)}
+        record.due_ms = self.now_ms + AFTER_MS
+        record.fields |= {"status": "WAITING", "waiting_for": to_json(shown).decode()}
+        record.fields["wait_until"] = str(record.due_ms)
+        self.note(record, "", "task_waiting", to_json({"waiting_for": {**shown, "until": iso(record.due_ms)}}))
 
     def _claim(self, record: Record) -> Claim:
         if record.status is Status.WAITING:
@@ -138,6 +167,7 @@ class Ledger:
     def settle(self, record: Record, status: str, result: bytes, error: bytes) -> None:
         record.fields |= {"status": str(status), "finished_at": str(self.now_ms), "error": error.decode()}
         record.result, record.due_ms = result, None
+        self.ended(record.id)
         for waiter in [self.records[task_id] for task_id in record.waiters]:
             failed = status != Status.SUCCESS and waiter.fields.get("fail_fast") == "1"
             self.come_about(waiter, f"task:{record.id}", at_once=failed)
@@ -200,9 +230,14 @@ def stop_waiting(record: Record) -> None:
     record.pending.clear()
     for name in ("waiting_for", "wait_until", "fail_fast"):
         record.fields.pop(name, None)
-    record.fields["resumes"] = "1"
 
 
 def iso(unix_ms: int) -> str:
     """Unix ms as RFC 3339 in UTC, as the scripts write it."""
     return moment(unix_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _extra(task: NewTask) -> dict[str, str]:
+    """Further fields of a record."""
+    flat = from_json(task.extra) if task.extra else []
+    return {str(name): str(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -42,5 +42,6 @@ class OpenQuotas(Quotas):
     ) -> AsyncIterator[Quota]:
         """Grant it. Raises `QuotaTooSmall`."""
         quota = self._quota(name, requests, tokens, spare)
+        quota.settlement = (KEEP, KEEP)
         self._held.append((guest.task_id if guest else "", name, quota))
         yield quota

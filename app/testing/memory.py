@@ -20,8 +20,9 @@ from pydantic_core import from_json, to_json
 from app.engine.job import Status
 from app.store.items import Arg, Delivery, Emit, Finish, NewTask, Reschedule, StepRecord, Suspend
 from app.store.scripts import Scripts
+from app.testing.approvals import MemoryApprovals
 from app.testing.errors import HarnessError
-from app.testing.ledger import END, Ledger, Moment, iso
+from app.testing.ledger import END, Dies, Ledger, Moment, iso
 from app.testing.records import Record, shown
 
 FINAL_EVENTS = {"SUCCESS": "task_complete", "FAILURE": "task_failed", "CANCELLED": "task_cancelled"}
@@ -29,6 +30,24 @@ FINAL_EVENTS = {"SUCCESS": "task_complete", "FAILURE": "task_failed", "CANCELLED
 
 class MemoryScripts(Ledger, Scripts):
     """The scripts that tasks need, over records in memory."""
+
+    def __init__(self, now_ms: int, dies: Dies) -> None:
+        super().__init__(now_ms, dies)
+        self.approvals = MemoryApprovals(self)
+        self.ended = self.approvals.withdraw_of
+
+    def next_due_ms(self) -> int | None:
+        """When something is due by itself: a task, or the end of an approval."""
+        times = (super().next_due_ms(), self.approvals.next_ms())
+        return min((time for time in times if time is not None), default=None)
+
+    async def run(self, name: str, args: Sequence[Arg]) -> Any:
+        """Scripts that have their functions elsewhere."""
+        if name == "ask_approval":
+            return self.approvals.ask(args)
+        if name == "close_approval":
+            return self.approvals.close(args)
+        return await self._run(name, args)
 
     async def _run(self, name: str, args: Sequence[Arg]) -> Any:
         raise HarnessError(f"the harness has no {name!r}: what the task asked for needs a real engine")
@@ -142,8 +161,7 @@ class MemoryScripts(Ledger, Scripts):
         record = self.records[item.id]
         if not record.holds(item.token):
             return 0
-        begins = f"wait:{item.number}" not in record.steps
-        if begins and self.dies_at(Moment.BEFORE, record, item.number):
+        if self.dies_at(Moment.BEFORE, record, item.number):
             return 0
         deadline = self._deadline_of(record, item)
         pending = self._pending_of(record, item)
@@ -183,7 +201,7 @@ class MemoryScripts(Ledger, Scripts):
         if kind == "task":
             other = self.records.get(name)
             return other is None or other.finished, other is None or other.status is not Status.SUCCESS
-        raise HarnessError(f"the harness does not know what {subject!r} is")
+        return self.approvals.records[name]["status"] != "PENDING", False
 
     def _wait(self, record: Record, item: Suspend, deadline: int, pending: set[str]) -> None:
         for subject in pending:

@@ -9,13 +9,14 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic_core import from_json, to_json
 
+from app.engine.approval_desk import Approval, approval_of
 from app.engine.job import ErrorInfo, Progress, Status, progress_of, steps_of
 from app.engine.registry import Task
 from app.engine.wire import decode_payload
 from app.store import keys
 from app.testing.errors import HarnessError
-from app.testing.ledger import Ledger
 from app.testing.limits import QuotaUse
+from app.testing.memory import MemoryScripts
 from app.testing.records import Line, Note, Record
 
 R = TypeVar("R")
@@ -74,6 +75,8 @@ class Run(Generic[R]):
     """Every event of its channel, also those of the engine."""
     events: tuple[SentEvent, ...]
     """What it sent with `ctx.emit`, on whatever channel."""
+    approvals: tuple[Approval, ...]
+    """What was asked of persons, and what became of it; also by tasks that it started."""
     progress: Progress | None
     quotas: tuple[QuotaUse, ...]
     untaken: tuple[tuple[str, Any], ...]
@@ -108,7 +111,9 @@ class Run(Generic[R]):
         return "\n".join([repr(self)[5:-1], *story])
 
 
-def run_of(task: Task[Any, R], ledger: Ledger, task_id: str, start_ms: int, quotas: Sequence[QuotaUse]) -> Run[R]:
+def run_of(
+    task: Task[Any, R], ledger: MemoryScripts, task_id: str, start_ms: int, quotas: Sequence[QuotaUse]
+) -> Run[R]:
     """A picture of a task now."""
     record = ledger.records[task_id]
     fields, own = record.fields, [note for note in ledger.notes if note.task_id == task_id]
@@ -125,6 +130,7 @@ def run_of(task: Task[Any, R], ledger: Ledger, task_id: str, start_ms: int, quot
         started=tuple(_child(ledger.records[child]) for child in record.children),
         history=tuple(_sent(note, record, start_ms) for note in own if note.channel in ("", ".")),
         events=tuple(_sent(note, record, start_ms) for note in own if note.channel),
+        approvals=tuple(approval_of(key, asked) for key, asked in ledger.approvals.records.items()),
         progress=progress_of(fields),
         quotas=tuple(quotas),
         untaken=tuple((name, from_json(data)) for name, kept in record.inbox.items() for data in kept),

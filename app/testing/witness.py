@@ -9,9 +9,10 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from app.engine.approvals import STEP, ApprovalRequest, Decision
 from app.engine.context import TaskContext
 from app.engine.registry import Task
-from app.engine.waits import Call
+from app.engine.waits import Call, End
 
 P = TypeVar("P", bound=BaseModel)
 R = TypeVar("R")
@@ -74,6 +75,21 @@ class Witness(TaskContext):
         """Noted with the parameters of all."""
         self._mark(f"gather {len(calls)} tasks", _detail(calls))
         return await super().gather(calls, **options)
+
+    async def start_many(self, calls: Sequence[Call], *, then: Call | None = None) -> list[str]:
+        """Noted with the parameters of all."""
+        self._mark(f"start {len(calls)} tasks", _detail([*calls, *([then] if then else [])]))
+        return await super().start_many(calls, then=then)
+
+    async def predecessors(self) -> list[End]:
+        """Noted."""
+        self._mark("predecessors")
+        return await super().predecessors()
+
+    async def approval(self, request: ApprovalRequest, *args: Any, **options: Any) -> Decision:
+        """Noted with what is asked."""
+        self._mark(STEP, to_json(request, fallback=repr))
+        return await super().approval(request, *args, **options)
 
     async def join(self, task_ids: Sequence[str], **options: Any) -> Any:
         """Noted with the ids."""

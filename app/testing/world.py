@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
+from app.engine.approval_desk import ApprovalDesk
 from app.engine.commit import Committer
 from app.engine.context import Resources
 from app.engine.inbox import Inbox
@@ -20,6 +21,7 @@ from app.engine.leases import LeaseKeeper
 from app.engine.queue import TaskQueue
 from app.engine.services import WorkerServices
 from app.settings import QuotaLimits
+from app.testing.approvals import DeskScripts
 from app.testing.children import Cast
 from app.testing.errors import HarnessError
 from app.testing.ledger import Dies
@@ -51,6 +53,7 @@ class World:
         self.scripts = MemoryScripts(now_ms, dies)
         self.queue = TaskQueue(self.scripts, cast, max_depth=AT_ONCE, result_ttl_s=RESULT_TTL_MS / 1000, weights={})
         self.inbox = Inbox(self.scripts)
+        self.desk = ApprovalDesk(DeskScripts(self.scripts, self.scripts.approvals))
         self.quotas = OpenQuotas(self.scripts, quotas)
         self._cast = cast
         self._patience_s = patience_s
@@ -129,6 +132,7 @@ class World:
 
     async def _move(self, due_ms: int) -> None:
         self.scripts.now_ms = max(self.scripts.now_ms, due_ms)
+        self.scripts.approvals.expire()
         while self._plan and self._plan[0][0] <= self.scripts.now_ms:
             await heapq.heappop(self._plan)[2]()
         await self.settle()
