@@ -42,7 +42,9 @@ class Options(TypedDict, total=False):
     resources: Resources
     """What `ctx.use` gives."""
     quotas: Mapping[str, QuotaLimits]
-    """Limits that a single call must fit into. Nobody waits for quota here."""
+    """Limits that a single call must fit into. Else quota is granted at once."""
+    quota_waits: Mapping[str, timedelta]
+    """Keys whose first call is sent away, and for how long: the task leaves its worker and is entered again."""
     user_id: str
     project_id: str | None
     tags: tuple[str, ...]
@@ -80,6 +82,7 @@ class TaskHarness(Generic[P, R]):
             dies=dies or _nobody,
             resources=options.get("resources", {}),
             quotas=options.get("quotas", {}),
+            quota_waits=options.get("quota_waits", {}),
             patience_s=options.get("patience_s", PATIENCE_S),
         )
         self.world.scripts.asked = self._plan_decision
@@ -159,6 +162,10 @@ class TaskHarness(Generic[P, R]):
         await self.world.settle()
 
     def _plan_decision(self, approval_id: str) -> None:
+        # Not here: what is wrong with the answer is for the test to see, not for the task that asks.
+        self.world.plan(self.world.scripts.now_ms, lambda: self._answer(approval_id))
+
+    async def _answer(self, approval_id: str) -> None:
         approval = approval_of(approval_id, self.world.scripts.approvals.records[approval_id])
         planned = verdict_on(approval, self._options.get("decisions", {}))
         if planned is not None:

@@ -10,6 +10,7 @@ import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from app.engine.approval_desk import ApprovalDesk
@@ -48,19 +49,21 @@ class World:
         dies: Dies,
         resources: Resources,
         quotas: Mapping[str, QuotaLimits],
+        quota_waits: Mapping[str, timedelta],
         patience_s: float,
     ) -> None:
         self.scripts = MemoryScripts(now_ms, dies)
         self.queue = TaskQueue(self.scripts, cast, max_depth=AT_ONCE, result_ttl_s=RESULT_TTL_MS / 1000, weights={})
         self.inbox = Inbox(self.scripts)
         self.desk = ApprovalDesk(DeskScripts(self.scripts, self.scripts.approvals))
-        self.quotas = OpenQuotas(self.scripts, quotas)
+        self.quotas = OpenQuotas(self.scripts, quotas, quota_waits)
         self._cast = cast
         self._patience_s = patience_s
         self._executor = ThreadPoolExecutor(CPU_THREADS, thread_name_prefix="cpu")
         self._lane = Lane(LANE, LaneSettings(AT_ONCE), self._workshop(resources), lambda: None)
         self.scripts.stop = self._stop
         self._plan: list[tuple[int, int, Callable[[], Awaitable[object]]]] = []
+        self._planned = 0
         self._entries = 0
 
     def _workshop(self, resources: Resources) -> Workshop:
@@ -85,7 +88,8 @@ class World:
 
     def plan(self, at_ms: int, action: Callable[[], Awaitable[object]]) -> None:
         """Do something when the clock comes to a moment (Unix ms)."""
-        heapq.heappush(self._plan, (at_ms, len(self._plan), action))
+        self._planned += 1
+        heapq.heappush(self._plan, (at_ms, self._planned, action))
 
     async def settle(self) -> None:
         """Run what is due now, until nothing is. Raises `HarnessError` when the test lacks something, or a task awaits

@@ -12,6 +12,8 @@ import pytest
 from pydantic import BaseModel, Field
 from pydantic_core import to_jsonable_python
 
+from app.engine.approval_desk import Verdict
+from app.engine.approvals import ApprovalRequest
 from app.engine.context import TaskContext
 from app.engine.events import Event
 from app.engine.job import TaskRecord
@@ -22,7 +24,8 @@ from app.engine.submissions import Submission
 from app.engine.waits import Call, OnError
 from app.errors import ChildFailed, NightshiftError, PermanentError, RetryableError, WaitTimeout
 from app.testing import Run, run_task
-from tests.support import engine_on, finished
+from app.testing.approvals import Decider
+from tests.support import engine_on, event_of, finished
 
 SOON = timedelta(milliseconds=30)
 ONCE = RetryPolicy(max_retries=0)
@@ -160,7 +163,37 @@ async def threads(ctx: TaskContext, params: Number) -> int:
     return await ctx.run_cpu(sum, [1, 2, 3])
 
 
+@task("test.approved", retry=ONCE)
+async def approved(ctx: TaskContext, params: Number) -> list[Any]:
+    request = ApprovalRequest(f"Number {params.value}?", {"n": params.value}, deciders=("eve",))
+    try:
+        decision = await ctx.approval(request, timedelta(hours=1) if params.value else SOON, edits=Number)
+    except WaitTimeout as error:
+        return [type(error).__name__]
+    edits = decision.edits
+    return [decision.approved, decision.notes, decision.decided_by, edits and edits.value]
+
+
+@task("test.patient", retry=ONCE)
+async def patient(ctx: TaskContext, params: Number) -> None:
+    await ctx.gather([Call(double, Number(of=n)) for n in (10, 11)])
+
+
+@task("test.summary", retry=ONCE)
+async def summary(ctx: TaskContext, params: Number) -> list[Any]:
+    ends = await ctx.predecessors()
+    return [end.result["of"] if end.error is None else end.error["type"] for end in ends]
+
+
+@task("test.continued", retry=ONCE)
+async def continued(ctx: TaskContext, params: Number) -> Any:
+    ids = await ctx.start_many([Call(double, Number(of=n)) for n in (1, -2, 3)], then=Call(summary, Number()))
+    (end,) = await ctx.join([ids[-1]])
+    return end.result
+
+
 TASKS = [double, steps, waits, groups, failfast, finish, childlate, refused, order, wrong_result, swallow, threads]
+TASKS += [approved, patient, summary, continued]
 
 
 @dataclass(frozen=True)
@@ -168,6 +201,9 @@ class Case:
     subject: Task[Any, Any]
     params: dict[str, Any] = field(default_factory=dict)
     events: tuple[tuple[str, Any], ...] = ()
+    verdict: Verdict | None = None
+    cancelled: bool = False
+    """Whether its owner cancels it while it waits."""
 
     def __str__(self) -> str:
         return f"{self.subject.name} {self.params or ''}"
@@ -190,6 +226,13 @@ CASES = [
     Case(wrong_result),
     Case(swallow),
     Case(threads),
+    Case(approved, {"of": 1}, verdict=Verdict(True, "fine", {"of": 3})),
+    Case(approved, {"of": 2}, verdict=Verdict(False)),
+    Case(approved, {"of": 0}),
+    Case(approved, {"of": 3}, cancelled=True),
+    Case(patient, cancelled=True),
+    Case(summary),
+    Case(continued),
 ]
 
 
@@ -199,6 +242,12 @@ async def on_the_engine(engine: Engine, case: Case) -> tuple[TaskRecord, list[Ev
     for name, payload in case.events:
         await engine.inbox.deliver(task_id, name, payload, user_id="ada")
     async with engine.worker():
+        if case.verdict is not None:
+            asked = await event_of(engine, task_id, "hitl_pending")
+            await engine.approvals.decide(asked["approval_id"], case.verdict, Decider("eve", frozenset()))
+        if case.cancelled:
+            await event_of(engine, task_id, "task_waiting")
+            await engine.tasks.cancel(task_id, user_id="ada")
         record = await finished(engine, task_id)
     channel = f"task:{task_id}"
     return record, await engine.events.read(channel, channel)
@@ -216,6 +265,8 @@ async def test_a_task_comes_to_the_same_in_the_harness_and_on_an_engine(redis_ur
         user_id="ada",
         project_id="p",
         tags=("a", "b"),
+        decisions=lambda _: case.verdict,
+        **({"cancel_after": SOON} if case.cancelled else {}),
     )
     assert run.status is record.status
     assert _json_result(run) == record.result
@@ -241,9 +292,11 @@ def _anonymous(error: Any) -> Any:
 
 def _history(events: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Types in order, with what of the payloads does not depend on time or ids: all of the task's own, the names in the
-    engine's. A child may be done before its parent has left its worker, which then does not wait for it."""
+    engine's. What a task waits for may come about before it has left its worker, and then it does not wait; an approval
+    may expire before its task is entered again, or when it is."""
     return [
-        (kind, sorted(data) if kind.startswith("task_") else data)
+        (kind, sorted(data) if kind.startswith(("task_", "hitl_", "approval_")) else data)
         for kind, data in events
-        if kind != "task_waiting" or data["waiting_for"]["kind"] != "tasks"
+        if kind != "task_waiting" or data["waiting_for"]["kind"] in ("time", "event")
+        if kind != "approval_decided" or data["status"] != "EXPIRED"
     ]

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from app.engine.approval_desk import Verdict
+from app.engine.approvals import ApprovalRequest
 from app.engine.context import Resource, TaskContext
 from app.engine.job import Status
 from app.engine.policy import RetryPolicy
@@ -249,6 +251,61 @@ async def test_what_a_task_tells_and_holds_is_there_to_assert_on() -> None:
     refused = await run_task(telling, Order(), project_id="p", quotas={"llm": QuotaLimits(tokens_per_minute=5)})
     assert refused.error is not None
     assert refused.error.type == "QuotaTooSmall"
+
+
+@task("orders.ask")
+async def ask(ctx: TaskContext, params: Order) -> Any:
+    request = ApprovalRequest("Publish?", {"id": params.id}, deciders=("eve",))
+    decision = await ctx.approval(request, edits=Receipt)
+    return [decision.approved, decision.decided_by, decision.edits and decision.edits.text]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "result", "elapsed"),
+    [
+        ({"Publish?": True}, [True, "eve", None], timedelta()),
+        ({"Publish?": Verdict(False, "no", {"text": "x"})}, [False, "eve", "x"], timedelta()),
+        ({"Publish?": Later(timedelta(hours=3), True)}, [True, "eve", None], timedelta(hours=3)),
+        (lambda approval: approval.payload["id"] == 1, [True, "eve", None], timedelta()),
+    ],
+)
+async def test_a_person_decides(decisions: Any, result: Any, elapsed: timedelta) -> None:
+    run = await run_task(ask, Order(), decisions=decisions)
+    assert run.result == result
+    assert run.elapsed == elapsed
+    assert [(item.subject, item.decided_by) for item in run.approvals] == [("Publish?", "eve")]
+
+
+@pytest.mark.parametrize("decisions", [{}, {"Else?": True}, {"Publish?": None}, {"Publish?": Later(2 * DAY, True)}])
+async def test_an_approval_that_nobody_decides_on_in_time_expires(decisions: Any) -> None:
+    run = await run_task(ask, Order(), decisions=decisions)
+    assert run.error is not None
+    assert run.error.type == "ApprovalExpired"
+    assert run.elapsed == DAY
+    assert [item.status for item in run.approvals] == ["EXPIRED"]
+
+
+async def test_a_test_decides_while_the_task_waits_and_only_as_it_may() -> None:
+    async with TaskHarness(ask, Order()) as harness:
+        assert harness.run.waiting_for is not None
+        assert harness.run.waiting_for["kind"] == "approval"
+        with pytest.raises(HarnessError, match="0 approvals wait about 'Else"):
+            await harness.decide(True, subject="Else?")
+        with pytest.raises(InvalidInput, match="/edits/text"):
+            await harness.decide(Verdict(True, edits={"text": 5}))
+        await harness.decide(True)
+        assert harness.run.result == [True, "eve", None]
+    with pytest.raises(HarnessError, match="expected True, False, a Verdict or Later"):
+        await run_task(ask, Order(), decisions={"Publish?": "yes"})
+
+
+async def test_a_task_that_is_sent_away_for_its_quota_comes_again_which_costs_no_try() -> None:
+    waits = {"llm:small": timedelta(minutes=2)}
+    run = await run_task(telling, Order(), children={"mail.send": 1}, project_id="p", quota_waits=waits)
+    assert run.result == 42
+    assert (run.attempts, run.entries, run.elapsed) == (1, 2, timedelta(minutes=2))
+    assert len(run.quotas) == 1
+    assert "WaitingForQuota: waiting for quota llm:small" in str(run)
 
 
 async def test_a_task_is_cancelled_by_its_owner_with_its_children() -> None:

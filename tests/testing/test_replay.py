@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from app.engine.approvals import ApprovalRequest
 from app.engine.context import TaskContext
 from app.engine.policy import RetryPolicy
 from app.engine.registry import Task, task
@@ -64,6 +65,8 @@ async def safe(ctx: TaskContext, params: Order) -> list[Any]:
     paid = await ctx.wait_event("paid", timeout=HOUR)
     if ctx.attempt == 1:
         raise RetryableError("once")
+    await ctx.approval(ApprovalRequest("Sure?"))
+    await ctx.start_many([Call("other.work", {"id": made})], then=Call("other.work", {"id": made}))
     await ctx.step("inner", lambda: ctx.start("other.work", {"id": made}, idempotency_key="inner"))
     return [made, first, both, end.result, called, grouped, paid]
 
@@ -98,6 +101,18 @@ async def other_start(ctx: TaskContext, params: Order) -> None:
 @task("unsafe.groupparams")
 async def other_group(ctx: TaskContext, params: Order) -> None:
     await ctx.gather([Call("other.work", {"id": n, "at": next(sequence)}) for n in range(2)])
+
+
+@task("unsafe.manyparams")
+async def other_many(ctx: TaskContext, params: Order) -> None:
+    await ctx.start_many(
+        [Call("other.work", {"id": n}) for n in range(2)], then=Call("other.work", {"id": uuid.uuid4()})
+    )
+
+
+@task("unsafe.question")
+async def other_question(ctx: TaskContext, params: Order) -> None:
+    await ctx.approval(ApprovalRequest("Publish?", {"draft": random.random()}))
 
 
 @task("unsafe.twice")
@@ -165,8 +180,8 @@ async def raises(ctx: TaskContext, params: Order) -> None:
 
 @pytest.mark.parametrize("subject", [safe, failing, nothing], ids=lambda item: item.name)
 async def test_a_safe_task_passes(subject: Task[Any, Any]) -> None:
-    run = await check_replay_safe(subject, Order(), children=CHILDREN, events=[("paid", 7)])
-    uninterrupted = await run_task(subject, Order(), children=CHILDREN, events=[("paid", 7)])
+    run = await check_replay_safe(subject, Order(), children=CHILDREN, events=[("paid", 7)], decisions={"Sure?": True})
+    uninterrupted = await run_task(subject, Order(), children=CHILDREN, events=[("paid", 7)], decisions={"Sure?": True})
     assert run.status is uninterrupted.status
     assert [step.name for step in run.steps] == [step.name for step in uninterrupted.steps]
 
@@ -181,6 +196,8 @@ async def test_a_safe_task_passes(subject: Task[Any, Any]) -> None:
         ),
         (other_start, r"step 1 'start other.work' was given .* and is given .*the engine goes by the first"),
         (other_group, r"step 1 'gather 2 tasks' was given .* and is given"),
+        (other_many, r"step 1 'start 2 tasks' was given .* and is given"),
+        (other_question, r"step 1 'approval' was given .*draft.* and is given .*draft"),
         (
             started_twice,
             r"dies before each step is stored: step 1 'start' starts other.work a second time, .*idempotency_key",
@@ -200,7 +217,7 @@ async def test_a_safe_task_passes(subject: Task[Any, Any]) -> None:
 )
 async def test_an_unsafe_task_is_found(subject: Task[Any, Any], told: str) -> None:
     with pytest.raises(NotReplaySafe, match=told) as caught:
-        await check_replay_safe(subject, Order(), children=CHILDREN)
+        await check_replay_safe(subject, Order(), children=CHILDREN, decisions={"Publish?": True})
     text = str(caught.value)
     assert text.startswith(f"{subject.name} is not replay-safe:\n- ")
     assert "Between steps a task may do only what depends on its parameters and on results of steps." in text
@@ -221,7 +238,7 @@ async def test_events_that_may_be_sent_again_are_allowed() -> None:
 
 
 async def test_an_interrupted_run_has_each_effect_of_a_step_once() -> None:
-    run = await run_interrupted(safe, Order(), children=CHILDREN, events=[("paid", 7)])
+    run = await run_interrupted(safe, Order(), children=CHILDREN, events=[("paid", 7)], decisions={"Sure?": True})
     assert run.result[-1] == 7
     # Of the two at once, the one that was under way when the worker died behind the other runs again.
     assert effects["one"] == 2
