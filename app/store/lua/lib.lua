@@ -140,12 +140,16 @@ local function emit(channels, kind, id, payload)
   end
 end
 
+local DAY_MS = 86400000
+
+-- Returns whether these are the first events of the channel on this day.
 local function append(channel, events, time)
-  local ms, number = time, 0
+  local ms, number, is_first = time, 0, true
   local last = redis.call('LINDEX', channel, -1)
   if last then
     local last_ms, last_number = string.match(last, '^(%d+)%-(%d+) ')
     ms, number = math.max(time, tonumber(last_ms)), tonumber(last_number)
+    is_first = math.floor(last_ms / DAY_MS) ~= math.floor(time / DAY_MS)
   end
   local prefix = string.format('%.0f-', ms)
   for position, rest in ipairs(events) do events[position] = prefix .. (number + position) .. rest end
@@ -155,19 +159,19 @@ local function append(channel, events, time)
   end
   if length > L.channel_length * 1.1 then redis.call('LTRIM', channel, -L.channel_length, -1) end
   for _, entry in ipairs(events) do redis.call('PUBLISH', channel, entry) end
+  return is_first
 end
 
 -- Appends the events to their channels and publishes them there. An entry is `<ms>-<number> <type> <task> <payload>`: the
 -- server's time, which never goes back within a channel, and the number of the event in the channel, without holes. A channel
 -- is a list and not a stream because most hold three events, and an empty stream takes 4 KiB. That of a task is deleted with
--- the task; the others expire about L.channel_ttl_ms after their last event.
+-- the task; the others expire L.channel_ttl_ms to a day more after their last event, which a day's first one sees to.
 local function publish(time)
   local task_channel = K.events .. 'task:'
   for _, channel in ipairs(outbox_order) do
-    append(channel, outbox[channel], time)
-    if string.sub(channel, 1, #task_channel) ~= task_channel
-      and redis.call('PTTL', channel) < L.channel_ttl_ms * 0.9 then
-      redis.call('PEXPIRE', channel, L.channel_ttl_ms)
+    local is_first = append(channel, outbox[channel], time)
+    if is_first and string.sub(channel, 1, #task_channel) ~= task_channel then
+      redis.call('PEXPIRE', channel, L.channel_ttl_ms + DAY_MS)
     end
   end
   outbox, outbox_order = {}, {}
