@@ -18,7 +18,8 @@ from app.settings import Settings, settings
 
 USAGE = """\
 usage: python -m app.dev serve               the service, until Ctrl-C
-       python -m app.dev demo [REPOSITORY]   one real task from end to end; a path or an https URL"""
+       python -m app.dev demo [REPOSITORY]   one real task from end to end; a path or an https URL
+       python -m app.dev demo durable        a task that waits, and whose worker is killed twice"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     match given:
         case ["serve"]:
             return guarded(serve)
+        case ["demo", "durable"]:
+            from app.dev_durable import durable
+
+            return guarded(durable)
         case ["demo"] | ["demo", _] if not given[-1].startswith("-"):
             from app.dev_demo import demo
 

@@ -106,13 +106,13 @@ async def _demo(chosen: Settings, url: str, began: float) -> int:
     this = asyncio.current_task()
     assert this is not None
     try:
-        with on_signals(this.cancel), _log_into(log):
+        with on_signals(this.cancel), log_into(log):
             ran = await _run_service(chosen, url, began, page)
     except asyncio.CancelledError:
         page.line("Stopped before the end.")
         return INTERRUPTED
     except NightshiftError as error:
-        raise DemoFailed(f"The demo failed: {error}\nThe log of the service: {_short(log)}") from error
+        raise DemoFailed(f"The demo failed: {error}\nThe log of the service: {short(log)}") from error
     page.further(_signposts(ran.task["task_id"], chosen.data_dir))
     return 0
 
@@ -176,7 +176,7 @@ def _reason(task: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _log_into(path: Path) -> Iterator[None]:
+def log_into(path: Path) -> Iterator[None]:
     """Write what the service logs into a file: its logger writes to whatever standard error is."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file, redirect_stderr(file):
@@ -184,19 +184,19 @@ def _log_into(path: Path) -> Iterator[None]:
 
 
 def _signposts(task_id: str, data_dir: Path) -> Signposts:
-    script = _short(CHECKOUT / "run")
+    script = short(CHECKOUT / "run")
     return Signposts(
         task_id=task_id,
         run=script if "/" in script else f"./{script}",
-        nightshift=_short(Path(sys.executable).with_name("nightshift")),
+        nightshift=short(Path(sys.executable).with_name("nightshift")),
         # Read by a process whose directory is the checkout.
-        data_dir=_short(data_dir, CHECKOUT),
-        log=_short(data_dir / "demo.log"),
-        readme=_short(CHECKOUT / "README.md"),
+        data_dir=short(data_dir, CHECKOUT),
+        log=short(data_dir / "demo.log"),
+        readme=short(CHECKOUT / "README.md"),
     )
 
 
-def _short(path: Path, directory: Path | None = None) -> str:
+def short(path: Path, directory: Path | None = None) -> str:
     """The path as somebody in the directory (by default the current one) would write it: in full outside the
     checkout."""
     is_home = (directory or Path.cwd()) == CHECKOUT and path.is_relative_to(CHECKOUT)

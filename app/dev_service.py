@@ -72,10 +72,11 @@ class Part:
 
 
 class Service:
-    """The running service. `url` is the base of its API."""
+    """The running service. `url` is the base of its API, `store_url` where its Redis is."""
 
-    def __init__(self, url: str, parts: tuple[Part, ...]) -> None:
+    def __init__(self, url: str, store_url: str, parts: tuple[Part, ...]) -> None:
         self.url = url
+        self.store_url = store_url
         self._parts = parts
 
     async def ended(self) -> None:
@@ -84,27 +85,30 @@ class Service:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Service]:
-    """Run the service inside the block.
+async def running(settings: Settings, *, with_worker: bool = True) -> AsyncIterator[Service]:
+    """Run the service inside the block; without its worker where that is a process of its own.
 
     Its settings become those of the process (`use_settings`), with the address of the embedded server where none is
     configured. Raises `SettingsError` for settings it cannot run with, `Unavailable` when a part does not start.
     """
     with _listener(settings) as listener:
         async with _store(settings) as chosen:
-            worker = Part("worker", _run_worker)
+            worker = Part("worker", _run_worker) if with_worker else None
             api = Part("API", lambda part: _run_api(part, chosen, listener))
+            parts = (api, worker) if worker else (api,)
             try:
-                await asyncio.gather(api.started(), worker.started())
+                await asyncio.gather(*(part.started() for part in parts))
                 # Our own edge logs each request; uvicorn logs it too as soon as its logger leads anywhere, which
                 # `take_over_logging` in the worker's start has just seen to.
                 logging.getLogger("uvicorn.access").propagate = False
-                yield Service(_url(settings, listener), (api, worker))
+                assert chosen.redis_url is not None
+                yield Service(_url(settings, listener), chosen.redis_url.get_secret_value(), parts)
             finally:
                 try:
                     await api.stop()
                 finally:
-                    await worker.stop()
+                    if worker:
+                        await worker.stop()
 
 
 @asynccontextmanager

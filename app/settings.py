@@ -300,6 +300,11 @@ def inherited(names: Iterable[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
+def child_environment(**settings: object) -> dict[str, str]:
+    """The environment of a child process that is of this service: that of this process, with other settings."""
+    return os.environ | {f"NIGHTSHIFT_{name.upper()}": str(value) for name, value in settings.items()}
+
+
 def _describe(item: dict[str, object]) -> str:
     location = item["loc"]
     field = str(location[0]) if isinstance(location, tuple) and location else "?"
