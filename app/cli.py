@@ -71,6 +71,21 @@ def submit(
 
 
 @app.command
+def tree(
+    task_id: TaskId,
+    /,
+    *,
+    depth: Annotated[int, Parameter(help="Levels below the task.")] = 10,
+    limit: Annotated[int, Parameter(help="Tasks in all.")] = 200,
+    as_json: Json = False,
+) -> int:
+    """Show a task with the tasks that it started, and those that they started."""
+    from app import cli_flows
+
+    return cli_flows.tree(task_id, depth=depth, limit=limit, as_json=as_json)
+
+
+@app.command
 def watch(task_id: TaskId, /, *, as_json: Json = False) -> int:
     """Follow a task to its end: every event since its beginning, then its result."""
     from app import cli_tasks

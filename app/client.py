@@ -106,6 +106,11 @@ class ApiClient:
         wanted = body | ({"project_id": project_id} if project_id else {})
         return self._object(await self._call("POST", "/api/tasks", body=wanted, headers=headers))
 
+    async def tree(self, task_id: str, *, depth: int = 10, limit: int = 200) -> View:
+        """A task with its descendants: `{root, count, truncated}`."""
+        query = {"depth": str(depth), "limit": str(limit)}
+        return self._object(await self._call("GET", _task(task_id, "/tree"), query=query))
+
     async def get(self, task_id: str, *, wait_s: float = 0.0) -> View:
         """A task, with `wait_s` (30 at most) when it is finished or that time is over."""
         query = {"wait": f"{wait_s:g}"} if wait_s else {}

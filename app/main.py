@@ -23,6 +23,7 @@ from app.api import (
     task_types,
     tasks,
     tickets,
+    trees,
     websocket,
     workers,
 )
@@ -37,6 +38,7 @@ from app.api.openapi import describe_problems
 from app.api.problems import install_problem_handlers
 from app.api.quotas import QuotaView
 from app.api.task_views import TaskView
+from app.api.trees import TreeView
 from app.catalogue import LANES, SCHEDULES
 from app.catalogue import catalogue as all_tasks
 from app.engine.heartbeat import package_version
@@ -50,6 +52,7 @@ from app.telemetry import configure_logging, secret_values
 
 ROUTERS = (
     tasks.router,
+    trees.router,
     task_types.router,
     approvals.router,
     dead_letters.router,
@@ -74,6 +77,7 @@ WITH_NULLS = (
     BulkDiscardView,
     JobView,
     QuotaView,
+    TreeView,
 )
 """Models whose examples show nulls."""
 DESCRIPTION = """Post tasks, and follow them while workers run them.

@@ -288,7 +288,8 @@ class TaskContext:
         when all have ended, or put in the place of its result. Raises `WaitTimeout` (what has not ended is cancelled),
         and `TooLarge` when the results together exceed 8 MiB.
         """
-        return await self._waits.tasks(f"gather {len(calls)} tasks", calls, OnError(on_error), timeout)
+        name = f"call {calls[0].name}" if len(calls) == 1 else f"gather {len(calls)} tasks"
+        return await self._waits.tasks(name, calls, OnError(on_error), timeout)
 
     async def join(self, task_ids: Sequence[str], *, timeout: timedelta = DEFAULT_WAIT) -> list[End]:
         """Wait until tasks of the same user have ended, such as children from `start`; how each did, in this order.
@@ -383,6 +384,7 @@ class TaskContext:
             root_id=info.root_id or info.task_id,
             parent_token=info.token,
             task_id=task_id,
+            label=call.label,
         )
 
     async def _emit(self, stream: str, kind: str, payload: bytes, progress: bytes) -> None:

@@ -143,6 +143,8 @@ class TaskRecord:
     steps: tuple[Step, ...] = ()
     after: tuple[str, ...] = ()
     """The tasks after whose ends it begins."""
+    label: str = ""
+    """What it is to its parent."""
     waiting_for: dict[str, Any] | None = None
     """What a waiting task waits for: `kind`, `step`, `until`, and more by kind."""
 
@@ -205,6 +207,7 @@ def record_of(task_id: str, fields: dict[str, str]) -> TaskRecord:
         started_at=moment(fields["started_at"]) if "started_at" in fields else None,
         finished_at=moment(fields["finished_at"]) if "finished_at" in fields else None,
         after=tuple(fields["after"].split("\n")) if "after" in fields else (),
+        label=fields.get("label", ""),
         waiting_for=_waiting_for(fields),
     )
 

@@ -25,6 +25,7 @@ from app.engine.schedules import Schedules
 from app.engine.supervise import supervise
 from app.engine.tickets import Tickets
 from app.engine.timetable import Timetable
+from app.engine.trees import Trees
 from app.engine.waiter import WAIT_S
 from app.engine.worker import Worker
 from app.errors import SettingsError
@@ -72,6 +73,7 @@ class Engine:
         self.dead_letters = DeadLetters(self.scripts, self.tasks)
         self.inbox = Inbox(self.scripts)
         self.approvals = ApprovalDesk(ApprovalScripts(self.scripts))
+        self.trees = Trees(self.scripts, self.tasks)
         self.schedules = Schedules(
             ScheduleScripts(self.scripts),
             self.tasks,

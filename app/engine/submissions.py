@@ -54,6 +54,8 @@ class Submission:
     """The dead letter of `retry_of` becomes this task, with its completed steps or without."""
     task_id: str | None = None
     """An id that follows from where its parent starts it, so that a second time makes no second task."""
+    label: str = ""
+    """What it is to its parent, shown in the tree of its root."""
 
 
 def new_task(
@@ -65,6 +67,8 @@ def new_task(
         extra += ["correlation_id", correlation_id]
     if item.retry_of:
         extra += ["retry_of", item.retry_of]
+    if item.label:
+        extra += ["label", item.label]
     task = NewTask(
         id=item.task_id or new_task_id(),
         task=spec.name,
@@ -138,6 +142,7 @@ def check(item: Submission) -> None:
         raise InvalidInput(f"{len(item.tags)} tags: expected at most {MAX_TAGS}", pointer="/tags")
     _check_after(item)
     labels = [("/project_id", item.project_id), ("/idempotency_key", item.idempotency_key)]
+    labels.append(("/label", item.label or None))
     labels += [(f"/tags/{index}", tag) for index, tag in enumerate(item.tags)]
     for pointer, label in labels:
         if label is not None and not LABEL.fullmatch(label):

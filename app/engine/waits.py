@@ -80,13 +80,17 @@ class OnError(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A child to be: a task by itself or by its name, and its parameters. `returns` types the result of a name."""
+    """A child to be: a task by itself or by its name, and its parameters. `returns` types the result of a name.
+
+    `label` says what it is to its parent, and is shown in the tree of tasks.
+    """
 
     task: str | Task[Any, Any]
     params: BaseModel | dict[str, Any] = field(default_factory=dict)
     returns: Any = None
     delay: timedelta = timedelta()
     priority: int = 0
+    label: str = ""
 
     @property
     def name(self) -> str:
@@ -310,8 +314,11 @@ _ENDS = TypeAdapter(list[End])
 
 
 def child_id(task_id: str, number: int, index: int) -> str:
-    """The id of a child that a task starts at a place in the row of its steps: the same in every attempt."""
-    return hashlib.sha256(f"{task_id}/{number}/{index}".encode()).hexdigest()[:32]
+    """The id of a child that a task starts at a place in the row of its steps: the same in every attempt.
+
+    The ids of a task's children sort in the order in which it starts them.
+    """
+    return f"{hashlib.sha256(task_id.encode()).hexdigest()[:24]}{number:04x}{index:04x}"
 
 
 def _unfinished(task_id: str) -> End:

@@ -50,6 +50,12 @@ CLAIM_FIELDS = (
 )
 """Names of the values that `claim.lua` returns of a record."""
 
+TREE_FIELDS = (
+    *("user_id", "enqueued_at", "status", "task", "queue", "attempt", "progress", "progress_at", "started_at"),
+    *("finished_at", "due_at", "waiting_for", "wait_until", "error", "label", "parent_id", "root_id"),
+)
+"""What a tree shows of each task."""
+
 Fields = list[bytes]
 
 
@@ -224,6 +230,14 @@ class Scripts:
         reply = await self._run("list_tasks", [index, cursor, limit, SCAN_BOUND, *chain.from_iterable(wanted)])
         return reply[0].decode(), [(row[0], row[1]) for row in reply[1:]]
 
+    async def read_tree(self, task_id: str, depth: int, limit: int) -> list[tuple[str, int, int, dict[str, str]]]:
+        """A task and its descendants, breadth first: id, place of the parent's row, children that are left out, fields.
+
+        The place of the first row's parent is -1.
+        """
+        rows = await self._run("read_tree", [task_id, depth, limit, SCAN_BOUND, *TREE_FIELDS])
+        return [(row[0].decode(), row[1] - 1, row[2], _present(row[3])) for row in rows]
+
     async def list_dead_letters(
         self, index: str, behind: str, end: str, limit: int, wanted: Iterable[tuple[str, str]]
     ) -> tuple[str, list[tuple[bytes, Fields]]]:
@@ -278,6 +292,11 @@ class Scripts:
         """Forget what is over. Returns how many tasks and how many dead letters."""
         tasks, dead = await self._run("sweep", [limit, dead_letter_ttl_ms])
         return tasks, dead
+
+
+def _present(values: list[bytes | None]) -> dict[str, str]:
+    pairs = zip(TREE_FIELDS, values, strict=True)
+    return {name: value.decode(errors="replace") for name, value in pairs if value is not None}
 
 
 def lua_source(name: str) -> str:

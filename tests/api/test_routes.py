@@ -20,6 +20,7 @@ CONTRACT = {
     "POST /api/tasks/{task_id}/cancel": 202,
     "POST /api/tasks/{task_id}/retry": 202,
     "GET /api/tasks/{task_id}/result": 200,
+    "GET /api/tasks/{task_id}/tree": 200,
     "GET /api/task-types": 200,
     "GET /api/dead-letters": 200,
     "GET /api/dead-letters/{task_id}": 200,
