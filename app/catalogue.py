@@ -7,6 +7,7 @@ from types import ModuleType
 
 from app.domains.agent import tasks as agent_tasks
 from app.domains.briefs import tasks as brief_tasks
+from app.domains.flows import tasks as flow_tasks
 from app.domains.repositories import tasks as repository_tasks
 from app.domains.system import tasks as system_tasks
 from app.engine.lane import LaneSettings
@@ -35,7 +36,7 @@ LANES: dict[str, LaneSettings] = {
 SCHEDULES: tuple[Schedule, ...] = ()
 """The tasks that start by the clock, in every worker process."""
 
-MODULES: tuple[ModuleType, ...] = (agent_tasks, brief_tasks, repository_tasks, system_tasks)
+MODULES: tuple[ModuleType, ...] = (agent_tasks, brief_tasks, flow_tasks, repository_tasks, system_tasks)
 
 
 @lru_cache(maxsize=1)

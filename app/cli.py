@@ -71,6 +71,27 @@ def submit(
 
 
 @app.command
+def flow(
+    file: Annotated[
+        str, Parameter(help="A file with the flow as JSON, the `flow` of POST /api/flows; - reads it here.")
+    ],
+    /,
+    *,
+    watch: Watch = False,
+    as_json: Json = False,
+    project: str | None = None,
+    priority: Annotated[int, Parameter(help="A higher one overtakes in the same queue.")] = 0,
+    tag: list[str] | None = None,
+    idempotency_key: Annotated[str | None, Parameter(help="The same key again gives the first flow.")] = None,
+) -> int:
+    """Post a flow: tasks one after the other, side by side, or for each item of a list."""
+    from app import cli_flows
+
+    options = {"project_id": project, "priority": priority, "idempotency_key": idempotency_key}
+    return cli_flows.post(file, watch=watch, as_json=as_json, tags=tag or [], **options)
+
+
+@app.command
 def tree(
     task_id: TaskId,
     /,

@@ -1,16 +1,39 @@
-"""The command about trees of tasks."""
+"""The commands about flows and trees of tasks."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from app.cli_calls import call
+from app.cli_tasks import BadArgument, posted
 from app.cli_views import print_json
 from app.client import View
 from app.dev_views import clean
 
 STYLES = {"SUCCESS": "green", "FAILURE": "red", "CANCELLED": "yellow", "STARTED": "cyan", "WAITING": "blue"}
+
+
+def post(file: str, *, watch: bool, as_json: bool, tags: Sequence[str], **options: Any) -> int:
+    """Post a flow, and follow it where `watch`; then show its tree."""
+    flow = read_flow(file)
+    return call(posted(lambda api: api.flow(flow, tags=tags, **options), watch=watch, as_json=as_json))
+
+
+def read_flow(file: str) -> dict[str, Any]:
+    """The JSON object in a file, or on the standard input for `-`. Raises `BadArgument`."""
+    try:
+        value = json.loads(sys.stdin.read() if file == "-" else Path(file).expanduser().read_text("utf-8"))
+    except (OSError, UnicodeError) as error:
+        raise BadArgument(f"{file}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise BadArgument(f"{file}: expected JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadArgument(f'{file}: expected an object such as {{"sequence": [...]}}')
+    return value
 
 
 def tree(task_id: str, *, depth: int, limit: int, as_json: bool) -> int:

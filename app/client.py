@@ -106,6 +106,20 @@ class ApiClient:
         wanted = body | ({"project_id": project_id} if project_id else {})
         return self._object(await self._call("POST", "/api/tasks", body=wanted, headers=headers))
 
+    async def flow(
+        self,
+        flow: Mapping[str, Any],
+        *,
+        project_id: str | None = None,
+        priority: int = 0,
+        tags: Sequence[str] = (),
+        idempotency_key: str | None = None,
+    ) -> View:
+        """Post a flow; the view of its task."""
+        body = {"flow": flow, "project_id": project_id, "priority": priority, "tags": list(tags)}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._object(await self._call("POST", "/api/flows", body=body, headers=headers))
+
     async def tree(self, task_id: str, *, depth: int = 10, limit: int = 200) -> View:
         """A task with its descendants: `{root, count, truncated}`."""
         query = {"depth": str(depth), "limit": str(limit)}

@@ -14,6 +14,7 @@ from app.api import (
     approvals,
     dashboard,
     dead_letters,
+    flows,
     health,
     jobs,
     queues,
@@ -52,6 +53,7 @@ from app.telemetry import configure_logging, secret_values
 
 ROUTERS = (
     tasks.router,
+    flows.router,
     trees.router,
     task_types.router,
     approvals.router,

@@ -21,6 +21,7 @@ from app import cli
 from app.cli_tasks import BadArgument, read_values
 from app.cli_views import print_json, print_table
 from app.client import ApiClient, open_api
+from app.domains.flows import tasks as flow_tasks
 from app.domains.system import tasks as system
 from app.engine.approvals import ApprovalRequest
 from app.engine.context import TaskContext
@@ -76,7 +77,7 @@ async def ask(ctx: TaskContext, params: Asked) -> list[Any]:
     return [paid, decision.approved, decision.notes, decision.edits]
 
 
-TASKS = (system.echo, system.sleep, system.fail, talk, stumble, ask)
+TASKS = (system.echo, system.sleep, system.fail, talk, stumble, ask, flow_tasks.run)
 SCHEDULES = (Schedule("nightly", "system.echo", cron="0 3 * * *", params={"value": 1}, timezone="Asia/Tokyo"),)
 
 
@@ -301,6 +302,60 @@ async def test_the_text_of_a_model_is_shown_as_text_that_cannot_act_on_the_termi
 
 
 # Operation.
+
+
+# Flows and trees.
+
+FLOW = {
+    "sequence": [
+        {"name": "first", "task": "system.echo", "params": {"value": ["a\x1b[2J", "bad"]}},
+        {
+            "map": {"$from": "first.value"},
+            "each": {"task": "test.stumble", "params": {"value": {"$from": "item"}}},
+            "on_error": "collect",
+        },
+    ]
+}
+
+
+async def test_a_flow_is_posted_followed_and_shown_as_a_tree(live: Live, run: Run) -> None:
+    Path("flow.json").write_text(json.dumps(FLOW))
+    done = await run("flow", "flow.json", "--watch", "--project", "apollo", "--tag", "a", "--priority", "2")
+    assert done.code == 0
+    assert re.search(r"^project +apollo$", done.out, re.MULTILINE)
+    assert [item["error"]["type"] for item in json.loads(done.out.partition("result\n")[2])] == ["ValueError"] * 2
+    task_id = re.search(r"^task +flows.run (\w+)$", done.out, re.MULTILINE)
+    assert task_id is not None
+    tree = (await run("tree", task_id[1])).out
+    assert [re.sub(r"  \w{32}$", "", line) for line in tree.splitlines()] == [
+        "flows.run  SUCCESS",
+        "  first  system.echo  SUCCESS",
+        "  2  flows.run  SUCCESS",
+        "    0  test.stumble  FAILURE  ValueError: a [2J is not good",
+        "    1  test.stumble  FAILURE  ValueError: bad is not good",
+    ]
+    assert (await run("tree", task_id[1], "--limit", "2")).out.splitlines()[-1] == "  … 1 more"
+    as_json = (await run("tree", task_id[1], "--depth", "1", "--json")).json()
+    assert (as_json["count"], as_json["truncated"]) == (3, True)
+
+
+async def test_a_flow_that_cannot_be_read_is_exit_code_2(run: Run) -> None:
+    Path("list.json").write_text("[]")
+    Path("text.json").write_text("{")
+    for file, told in (
+        ("no.json", "cannot be read"),
+        ("list.json", "expected an object"),
+        ("text.json", "expected JSON"),
+    ):
+        done = await run("flow", file)
+        assert (done.code, done.out, told in done.err) == (2, "", True)
+
+
+async def test_a_flow_that_is_refused_names_the_place(live: Live, run: Run) -> None:
+    Path("flow.json").write_text(json.dumps({"sequence": [{"task": "system.echo", "params": {"valeu": 1}}]}))
+    done = await run("flow", "flow.json")
+    assert (done.code, done.out) == (1, "")
+    assert "flow/sequence/0/params/valeu" in done.err
 
 
 async def test_task_types_are_listed_with_their_parameters(live: Live, run: Run) -> None:

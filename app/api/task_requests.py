@@ -29,13 +29,9 @@ Instant = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
 """A time with its offset, in the form of RFC 3339 only."""
 
 
-class TaskRequest(BaseModel):
-    """A task to run."""
+class Placement(BaseModel):
+    """Where a task belongs, and when it runs."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
-
-    task: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, description="One of `GET /api/task-types`.")
-    params: dict[str, Any] = Field(default_factory=dict, description="As the task's own schema wants them.")
     project_id: Label | None = None
     delay_s: float = Field(0.0, ge=0, le=MAX_DELAY_S, strict=True, description="Seconds to wait before it runs.")
     run_at: Instant | None = Field(
@@ -49,11 +45,11 @@ class TaskRequest(BaseModel):
         description="Ids of own tasks: it begins when all of them have ended, however they did, or in seven days.",
     )
 
-    def submission(self, idempotency_key: str | None = None) -> Submission:
+    def placed(self, task: str, params: dict[str, Any] | BaseModel, idempotency_key: str | None) -> Submission:
         """What the engine takes."""
         return Submission(
-            task=self.task,
-            params=self.params,
+            task=task,
+            params=params,
             delay_s=self.delay_s,
             run_at=self.run_at,
             priority=self.priority,
@@ -62,6 +58,19 @@ class TaskRequest(BaseModel):
             after=tuple(self.after),
             idempotency_key=idempotency_key,
         )
+
+
+class TaskRequest(Placement):
+    """A task to run."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+
+    task: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, description="One of `GET /api/task-types`.")
+    params: dict[str, Any] = Field(default_factory=dict, description="As the task's own schema wants them.")
+
+    def submission(self, idempotency_key: str | None = None) -> Submission:
+        """What the engine takes."""
+        return self.placed(self.task, self.params, idempotency_key)
 
 
 class BatchItem(TaskRequest):

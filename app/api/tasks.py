@@ -26,6 +26,7 @@ from app.api.dependencies import (
 from app.api.etags import etag_of, matches
 from app.api.json_route import JsonRoute
 from app.api.openapi import problem_responses
+from app.api.principal import Principal
 from app.api.task_requests import BatchAccepted, BatchRequest, EventAccepted, EventRequest, RetryRequest, TaskRequest
 from app.api.task_views import (
     TaskList,
@@ -42,6 +43,7 @@ from app.engine.job import Status, TaskRecord
 from app.engine.queue import Filter
 from app.engine.receipt import record_of_new
 from app.engine.service import Engine
+from app.engine.submissions import Submission
 from app.errors import Conflict, Gone, InvalidInput, NotFound
 from app.telemetry import current_correlation_id
 
@@ -117,8 +119,11 @@ async def post_task(
     Problems: 404 no such task; 422 wrong parameters, with a JSON pointer to the field; 409 the idempotency key was used
     for another request; 410 the task it made is forgotten; 503 with `Retry-After` when the queue is full.
     """
-    engine = engine_of(request)
-    item = body.submission(idempotency_key)
+    return await accept(engine_of(request), body.submission(idempotency_key), caller)
+
+
+async def accept(engine: Engine, item: Submission, caller: Principal) -> Response:
+    """Enqueue a task of the caller, and answer with its view."""
     correlation_id = current_correlation_id()
     accepted = await engine.tasks.enqueue(item, user_id=caller.user_id, correlation_id=correlation_id)
     if accepted.enqueued_at is None or item.after:

@@ -21,6 +21,7 @@ CONTRACT = {
     "POST /api/tasks/{task_id}/retry": 202,
     "GET /api/tasks/{task_id}/result": 200,
     "GET /api/tasks/{task_id}/tree": 200,
+    "POST /api/flows": 202,
     "GET /api/task-types": 200,
     "GET /api/dead-letters": 200,
     "GET /api/dead-letters/{task_id}": 200,
