@@ -7,6 +7,7 @@ import { followTask } from "./live.js";
 import { EventLog } from "./log.js";
 import { badge, block, carefulButton, facts, isFinished, json, notice, setBadge, setNotice, taskHref } from "./parts.js";
 import { hrefOf } from "./tasks.js";
+import { TaskTree } from "./tree.js";
 
 const REFRESH_MS = 250;
 /** A task that a plain arq worker ends has no event for its end. */
@@ -32,6 +33,7 @@ class TaskView {
     this.label = h("p", { class: "progress-label", role: "status" });
     this.facts = h("div");
     this.outcome = h("div");
+    this.tree = new TaskTree(id, signal);
     this.shown = "";
     this.cancel = carefulButton("Cancel", "Cancel it and its children?", () => this.act("cancel"));
     this.retry = h("button", { type: "button", on: { click: () => this.act("retry") } }, "Run again");
@@ -63,6 +65,7 @@ class TaskView {
       this.label,
       this.log.stream.node,
       this.outcome,
+      this.tree.node,
       h("section", { "aria-labelledby": "facts" }, h("h2", { id: "facts" }, "Details"), this.facts),
       this.log.node,
     );
