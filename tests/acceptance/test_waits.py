@@ -19,6 +19,7 @@ from app.engine.submissions import Submission
 from app.store.embedded import EmbeddedServer
 from tests.acceptance.effects_waits import TASKS
 from tests.acceptance.processes import free_port, worker
+from tests.bench.waits import measure_waiting
 from tests.support import PATIENCE_S, engine_on, event_of, events_of, finished
 
 pytestmark = pytest.mark.acceptance
@@ -212,3 +213,15 @@ async def test_a_worker_that_is_stopped_does_not_wait_for_tasks_that_wait(redis_
     assert {(record.status, record.attempt) for record in ended} == {(Status.SUCCESS, 1)}
     assert {record.result.split()[1] for record in ended} <= {str(one.pid) for one in both}
     assert set(effects.values()) == {1}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
+async def test_ten_thousand_waiting_tasks_cost_their_worker_next_to_nothing_and_all_go_on() -> None:
+    seen = await measure_waiting(10_000, idle_s=2.0)
+    before, after = (rss / 2**20 for rss in seen.rss_bytes)
+    print(f"memory {before:.1f} MB, with 10,000 waiting {after:.1f} MB; CPU {seen.cpu_s[0]:.2%}, {seen.cpu_s[1]:.2%}")
+    print(f"gone on within {max(seen.alone_s):.3f} s alone, {max(seen.at_once_s):.3f} s of 200 at once")
+    assert seen.held == 0
+    assert (len(seen.alone_s), len(seen.at_once_s)) == (20, 200)
+    # A generous bound: a coroutine with its context takes some 10 KB, which would be 100 MB.
+    assert after - before < 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from tests.bench import api, contest, fairness, models, quotas, scaling, sockets, workers
+from tests.bench import api, contest, fairness, models, quotas, scaling, sockets, waits, workers
 from tests.bench.plan import Plan
 from tests.bench.rows import Row
 from tests.bench.server import FAILURES
@@ -25,6 +25,10 @@ OWN: dict[str, Figure] = {
     "workers": scaling.worker_growth,
     "fairness": fairness.first_tasks,
     "quotas": quotas.quota_accuracy,
+    "steps": waits.step_overhead,
+    "call": waits.call_and_return,
+    "gather": waits.fan_out,
+    "waiting": waits.many_waiting,
     "backlog": scaling.backlog_growth,
 }
 NAMES = (*CONTEST, *OWN)

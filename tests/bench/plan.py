@@ -39,6 +39,11 @@ class Plan:
     workers_tasks: int = 20_000
     fairness_backlogs: tuple[int, ...] = (1, 10_000)
     fairness_samples: int = 80
+    step_tasks: int = 2_000
+    call_samples: int = 200
+    children: int = 1_000
+    waiting: int = 10_000
+    waiting_idle_s: float = 10.0
     quota_window_s: float = 10.0
     quota_windows: float = 3.5
 
@@ -51,4 +56,5 @@ QUICK = Plan(
     backlogs=(1_000, 20_000), backlog_tasks=3_000, workers=(1, 2), workers_tasks=4_000,
     quota_window_s=3.0, quota_windows=2.5,
     fairness_backlogs=(1, 2_000), fairness_samples=30,
+    step_tasks=200, call_samples=20, children=100, waiting=1_000, waiting_idle_s=1.0,
 )  # fmt: skip

@@ -97,6 +97,48 @@ async def test_tasks_that_resume_do_not_wait_behind_the_new_ones_of_their_user(s
     assert resumed == ["first", "second"]
 
 
+async def test_an_attempt_that_was_overtaken_changes_nothing(scripts: Scripts, redis: Redis) -> None:
+    held = await started(scripts, "parent")
+    await scripts.deliver_event(Delivery("parent", "ada", "go", b"1", "", 10))
+    await lapse(redis, held["parent"])
+    (again,) = await claim(scripts, "w2")
+    before = {key: await redis.dump(key) async for key in redis.scan_iter()}
+    step = StepRecord("parent", held["parent"].token, 0, b'"event go"', b'{"value":', 0.0)
+    assert await scripts.suspend([wait_of(held["parent"], "event:other")]) == [0]
+    assert await scripts.take_event(step, "go") == [b"stale"]
+    assert await scripts.record_step([step]) == [0]
+    assert {key: await redis.dump(key) async for key in redis.scan_iter()} == before
+    assert await scripts.suspend([wait_of(again, "event:other")]) == [1]
+
+
+async def test_who_has_stopped_waiting_for_a_task_is_not_resumed_by_its_end(scripts: Scripts, redis: Redis) -> None:
+    held = await started(scripts, "parent", "child", "other")
+    await scripts.suspend([wait_of(held["parent"], "task:child", "task:other", fail_fast=True)])
+    await scripts.finish([end_of(held["other"], "FAILURE")])
+    (again,) = await claim(scripts)
+    await scripts.record_step([StepRecord("parent", again.token, 0, b'"wait"', b"{}", 0.0, True)])
+    await scripts.suspend([wait_of(again, number=1, fail_fast=True)])
+    assert await scripts.finish([end_of(held["child"], "FAILURE")]) == [1]
+    assert await redis.hget(keys.task("parent"), "status") == b"WAITING"
+    assert await claim(scripts) == []
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", "FAILURE", "CANCELLED"])
+@pytest.mark.parametrize("ends_before", [True, False])
+@pytest.mark.parametrize("fail_fast", [True, False])
+async def test_only_a_failure_ends_a_wait_that_fails_fast(
+    scripts: Scripts, redis: Redis, status: str, ends_before: bool, fail_fast: bool
+) -> None:
+    held = await started(scripts, "parent", "child", "other")
+    wait = wait_of(held["parent"], "task:child", "task:other", fail_fast=fail_fast)
+    ends = [scripts.finish([end_of(held["child"], status)]), scripts.suspend([wait])]
+    for call in ends if ends_before else reversed(ends):
+        assert await call == [1]
+    resumed = fail_fast and status != "SUCCESS"
+    assert await redis.hget(keys.task("parent"), "status") == (b"PENDING" if resumed else b"WAITING")
+    assert [again.id for again in await claim(scripts)] == ["parent"] * resumed
+
+
 async def test_results_outlive_the_wait_for_them(scripts: Scripts, redis: Redis) -> None:
     """Those of tasks that ended before the wait began, and of those that end while it lasts."""
     held = await started(scripts, "parent", "early", "late", "last", "apart")

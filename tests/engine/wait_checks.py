@@ -52,6 +52,7 @@ def check_task(task: Expected, seen: Seen) -> None:
         *(b"result:%d" % number for number in range(len(task.steps))),
         *(b"wait:%d" % number for number in task.deadlines),
     }
+    assert int(seen.record.get(b"steps", 0)) == len(task.steps)
     assert [seen.steps[b"result:%d" % number] for number in range(len(task.steps))] == task.steps
     for number, deadline_ms in task.deadlines.items():
         assert seen.steps[b"wait:%d" % number].startswith(b"%d " % deadline_ms)
