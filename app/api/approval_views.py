@@ -23,6 +23,7 @@ _EXAMPLE: JsonDict = {
     "deciders": ["eve"],
     "scope": None,
     "may_decide": True,
+    "may_withdraw": False,
     "created_at": "2026-11-21T20:15:00.120Z",
     "expires_at": "2026-11-22T20:15:00.120Z",
     "decided_at": None,
@@ -46,6 +47,7 @@ class ApprovalItem(BaseModel):
     deciders: list[str] = Field(description="Users who may decide.")
     scope: str | None = Field(description="Whoever has it may decide.")
     may_decide: bool = Field(description="Whether the caller may decide, once and before it expires.")
+    may_withdraw: bool = Field(description="Whether the caller may take it back while it is pending.")
     created_at: AwareDatetime
     expires_at: AwareDatetime
     decided_at: AwareDatetime | None = Field(description="When it was decided, expired or was withdrawn.")
@@ -118,6 +120,7 @@ def item_view(approval: Approval, caller: Principal) -> dict[str, Any]:
         "deciders": approval.deciders,
         "scope": approval.scope,
         "may_decide": approval.may_be_decided_by(caller),
+        "may_withdraw": approval.may_be_withdrawn_by(caller),
         "created_at": approval.created_at,
         "expires_at": approval.expires_at,
         "decided_at": approval.decided_at,

@@ -96,6 +96,10 @@ class Approval:
             return True
         return not self.deciders and self.scope is None and person.user_id == self.user_id
 
+    def may_be_withdrawn_by(self, person: Person) -> bool:
+        """Whether this person may take it back."""
+        return person.is_admin or person.user_id == self.user_id
+
     def _is_named(self, person: Person) -> bool:
         return person.user_id in self.deciders or (self.scope is not None and self.scope in person.scopes)
 
@@ -168,7 +172,7 @@ class ApprovalDesk:
         Raises `NotFound`, `Forbidden`, `Gone` when it expired, and `AlreadyDecided`.
         """
         approval = await self.get(approval_id, person)
-        if not person.is_admin and person.user_id != approval.user_id:
+        if not approval.may_be_withdrawn_by(person):
             raise Forbidden(
                 f"user {person.user_id!r} may not withdraw approval {approval_id}: it is {approval.user_id!r}'s"
             )

@@ -155,6 +155,7 @@ async def test_four_eyes_the_requester_sees_and_withdraws_but_does_not_decide(ap
     _, path = await asked(api, deciders=["bob"])
     before = await everything(api.engine.redis)
     assert [(await listed(client))[0]["may_decide"] for client in (api.ada, api.bob, api.root)] == [False, True, True]
+    assert [(await listed(client))[0]["may_withdraw"] for client in (api.ada, api.bob, api.root)] == [True, False, True]
     refused = [await api.ada.post(path, json={"approved": True}), await api.bob.delete(path)]
     assert [answer.status_code for answer in refused] == [403, 403]
     assert "expected bob" in refused[0].json()["detail"]

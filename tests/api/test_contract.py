@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from app.engine.approvals import ApprovalRequest, approval_id_of
 from app.engine.context import TaskContext
 from app.engine.registry import task
 from app.errors import PermanentError
@@ -50,17 +52,26 @@ async def broken(ctx: TaskContext, params: Number) -> None:
     raise PermanentError("it is broken")
 
 
-TASKS = (echo, broken)
+@task("test.ask")
+async def ask(ctx: TaskContext, params: Number) -> None:
+    await ctx.approval(ApprovalRequest("Go on?"), edits=Number)
+
+
+TASKS = (echo, broken, ask)
+ASKED = 8
+"""Tasks that ask a person."""
 POSTS = ({"task": "system.echo"}, {"task": "test.broken"}, {"task": "system.echo", "delay_s": 3_600, "tags": ["a"]})
 
 
 @dataclass(frozen=True)
 class Running:
-    """An API on a real socket: its base URL, an admin's key, and ids of a task done, one failed and one delayed."""
+    """An API on a real socket: its base URL, an admin's key, ids of a task done, one failed and one delayed, and ids of
+    approvals that are pending."""
 
     base_url: str
     headers: dict[str, str]
     task_ids: list[str]
+    approval_ids: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +85,7 @@ def running(server: EmbeddedServer) -> Iterator[Running]:
         base_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         # As a page: a stream of events has no end.
         headers = {"Authorization": f"Bearer {keys['root']}", "Accept": "application/json"}
-        yield Running(base_url, headers, posted(base_url, headers))
+        yield Running(base_url, headers, posted(base_url, headers), asked(base_url, headers))
         api.should_exit = True
         thread.join()
 
@@ -92,11 +103,23 @@ def posted(base_url: str, headers: dict[str, str]) -> list[str]:
         ]
 
 
+def asked(base_url: str, headers: dict[str, str]) -> list[str]:
+    with httpx.Client(base_url=base_url, headers=headers, timeout=PATIENCE_S) as client:
+        ids = [client.post("/api/tasks", json={"task": "test.ask"}).json()["task_id"] for _ in range(ASKED)]
+        deadline = time.monotonic() + PATIENCE_S
+        while len(client.get("/api/approvals").json()["items"]) < ASKED:
+            assert time.monotonic() < deadline
+        return [approval_id_of(task_id, 0) for task_id in ids]
+
+
 def with_real_names(case: Any, running: Running) -> None:
     """Put what exists in the place of some of what was made up; which is a matter of the made-up text alone."""
     made_up = case.path_parameters.get("task_id")
     if made_up is not None and len(str(made_up)) % 4 < len(running.task_ids):
         case.path_parameters["task_id"] = running.task_ids[len(str(made_up)) % 4]
+    wanted = case.path_parameters.get("approval_id")
+    if wanted is not None and len(str(wanted)) % 2:
+        case.path_parameters["approval_id"] = running.approval_ids[len(str(wanted)) % ASKED]
     if isinstance(case.body, dict) and isinstance(case.body.get("task"), str) and len(case.body["task"]) % 2:
         case.body["task"] = echo.name
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
+from app.engine.approvals import ApprovalRequest
 from app.engine.context import TaskContext
 from app.engine.policy import RetryPolicy
 from app.engine.registry import task
@@ -62,6 +63,18 @@ async def break_(ctx: TaskContext, params: Story) -> Story:
     raise (RetryableError if ctx.attempt == 1 else PermanentError)(f"attempt {ctx.attempt}: {params.text}")
 
 
+class Question(BaseModel):
+    subject: str = "Publish it?"
+    deciders: tuple[str, ...] = ()
+
+
+@task("test.ask")
+async def ask(ctx: TaskContext, params: Question) -> list[Any]:
+    """Ask whether to go on."""
+    decision = await ctx.approval(ApprovalRequest(params.subject, {"what": params.subject}, params.deciders))
+    return [decision.approved, decision.notes, decision.edits]
+
+
 @pytest.fixture(scope="module")
 def devtools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with browser(tmp_path_factory.mktemp("chromium")) as url:
@@ -77,7 +90,7 @@ async def page(devtools: str) -> AsyncIterator[Page]:
 @pytest.fixture
 async def live(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Live]:
     monkeypatch.setitem(globals(), "gate", asyncio.Event())
-    async with live_on(redis_url, (tell, break_)) as running:
+    async with live_on(redis_url, (tell, break_, ask)) as running:
         yield running
 
 
@@ -212,7 +225,13 @@ async def test_what_others_wrote_is_text(page: Page, live: Live) -> None:
     await page.until_text(HOSTILE[:60])
     await go(page, f"#/dead/{broken}")
     await page.until_text(HOSTILE[:60], "[aria-label='Traceback']")
+    _, question = await asked(live, subject=HOSTILE.replace("\u202e", ""))
+    await go(page, "#/approvals")
+    await page.until_text(HOSTILE[:60])
+    await go(page, question)
+    await page.until_text("<script>", "[aria-label='What to know'] pre")
     for where in (
+        "#/approvals/%22%3E",
         "#/tasks/<img src=x onerror=pwned=1>",
         "#/tasks/%",
         "#/tasks?queue=<script>pwned=1</script>",
@@ -293,6 +312,55 @@ async def test_dead_letters_are_discarded_and_replayed(page: Page, live: Live) -
     await page.until_text("discarded.")
 
 
+async def asked(live: Live, **params: Any) -> tuple[str, str]:
+    """A task of ada that waits for a person, and the page of what it asks."""
+    task_id = await posted(live, "test.ask", params=params)
+    waiting = await event_of(live.engine, task_id, "task_waiting")
+    return task_id, f"#/approvals/{waiting['waiting_for']['approval_id']}"
+
+
+async def test_what_a_task_asks_is_seen_at_once_and_approved_with_notes_and_edits(page: Page, live: Live) -> None:
+    await opened(page, live, where="#/approvals")
+    await page.until_text("Nobody is asked anything now.")
+    task_id, _ = await asked(live)
+    await page.click("Publish it?", "tbody a")
+    await page.until_text("What to know")
+    await page.fill("[name=notes]", "fine")
+    await page.click("With edits")
+    await page.fill("[name=edits]", '{"n": ')
+    await page.click("Approve")
+    await page.until_text("The edits are no JSON")
+    await page.fill("[name=edits]", '{"n": 12345678901234567890}')
+    await page.click("Approve")
+    await page.until_text("approved", ".facts")
+    assert await page.value("document.querySelector('[aria-label=Answer]') === null")
+    assert (await finished(live.engine, task_id)).result == [True, "fine", {"n": 12345678901234567890}]
+    await go(page, "#/approvals")
+    await page.until_text("Nobody is asked anything now.")
+    await page.click("Decided ones too")
+    await page.until_text("approved", "tbody")
+
+
+async def test_whom_a_task_asks_rejects_and_whose_it_is_takes_it_back(page: Page, live: Live) -> None:
+    first, where = await asked(live, deciders=("bob",))
+    second, other = await asked(live, subject="And this?", deciders=("bob",))
+    await opened(page, live, "bob", where=where)
+    await page.until_text("What to know")
+    assert "Withdraw" not in await page.text("main")
+    await page.click("Reject")
+    await page.until_text("rejected", ".facts")
+    assert (await finished(live.engine, first)).result == [False, "", None]
+    await page.value("document.getElementById('forget').click()")
+    await opened(page, live, "ada", where=f"#/tasks/{second}")
+    await page.click("an approval", ".facts a")
+    await page.until_text("Others decide on this.")
+    await page.click("Withdraw")
+    await page.click("Take the question back?")
+    await page.until_text("withdrawn", ".facts")
+    assert (await finished(live.engine, second)).status == "FAILURE"
+    assert other.startswith("#/approvals/")
+
+
 async def test_an_admin_sees_workers_and_pauses_a_queue(page: Page, live: Live) -> None:
     await opened(page, live, "root", where="#/queues")
     await page.until_text("other 0/2", "section")
@@ -364,12 +432,15 @@ async def test_it_is_used_without_a_mouse(page: Page, live: Live) -> None:
 async def test_no_page_is_wider_than_the_screen(page: Page, live: Live, size: tuple[int, int]) -> None:
     broken = await posted(live, "test.break", params={"text": "w" * 100}, tags=["w" * 128], project_id="p" * 128)
     await finished(live.engine, broken)
+    _, question = await asked(live, subject="w" * 200, deciders=("d" * 128, "e" * 128))
     await page.look(size)
     await opened(page, live, "root")
     pages = {
         "#/tasks": "failure",
         f"#/tasks/{broken}": "task_failed",
         "#/queues": "process",
+        "#/approvals": "www",
+        question: "What to know",
         "#/dead": "www",
         f"#/dead/{broken}": "Traceback",
         "#/new?task=test.tell": "the words",

@@ -546,6 +546,24 @@ async def test_a_list_is_paged_over_several_indices_without_holes_and_doubles(en
     assert set(map(tuple, by_status.values())) == {()}
 
 
+async def test_a_list_goes_no_further_than_what_it_knows_of_each_index(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three entries of each of the indices of kim and of two scopes.
+    monkeypatch.setattr("app.store.approval_scripts.SCAN_BOUND", 9)
+    async with engine.worker():
+        ids = [(await asked(engine, deciders=("kim",)))[1]]
+        ids += [(await asked(engine, scope="editor"))[1] for _ in range(5)]
+    found: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await engine.approvals.page(EDITOR, cursor=cursor)
+        found += [item.approval_id for item in page.items]
+        cursor = page.next_cursor
+    assert sorted(found) == sorted(ids)
+    assert found[-1] == ids[0]
+
+
 async def test_a_list_that_looks_at_its_bound_says_where_to_go_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 // The frame around the pages: which one is shown, how the service is, and who asks.
 
 import { get, hasKey, onRefused, useKey } from "./api.js";
+import { approvalPage, approvalsPage } from "./approvals.js";
 import { attribute, h, poll, text } from "./dom.js";
 import { deadLetterPage, deadPage } from "./dead.js";
 import { connect, onState } from "./live.js";
@@ -13,7 +14,7 @@ import { tasksPage } from "./tasks.js";
 const HEALTH_MS = 10_000;
 /** What can stand in a header: a key that cannot is none. */
 const KEY = /^[\x21-\x7e]+$/;
-const PAGES = { tasks: [tasksPage, taskPage], queues: [queuesPage], schedules: [schedulesPage], dead: [deadPage, deadLetterPage], new: [postPage] };
+const PAGES = { tasks: [tasksPage, taskPage], queues: [queuesPage], schedules: [schedulesPage], approvals: [approvalsPage, approvalPage], dead: [deadPage, deadLetterPage], new: [postPage] };
 
 const main = document.getElementById("main");
 const forget = document.getElementById("forget");

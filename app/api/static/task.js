@@ -129,6 +129,16 @@ class TaskView {
   }
 }
 
+function waitsFor({ kind, until, count, name, approval_id: approval }) {
+  const what = {
+    tasks: () => `${count} ${count === 1 ? "task" : "tasks"}`,
+    time: () => "time",
+    event: () => `the event ${name}`,
+    approval: () => h("a", { href: `#/approvals/${encodeURIComponent(approval)}` }, "an approval"),
+  };
+  return h("span", {}, what[kind](), ` until ${moment(until)}`);
+}
+
 function factsOf(task) {
   const link = (id) => id && h("a", { href: taskHref(id), class: "id" }, id);
   const time = (iso) => iso && h("span", { title: moment(iso) }, clock(iso), " (", age(iso), ")");
@@ -138,7 +148,7 @@ function factsOf(task) {
     ["Queue", h("a", { href: hrefOf({ queue: task.queue }) }, task.queue)],
     ["Attempt", attempts],
     ["Next attempt", time(task.next_attempt_at)],
-    ["Waits for", task.waiting_for && JSON.stringify(task.waiting_for)],
+    ["Waits for", task.waiting_for && waitsFor(task.waiting_for)],
     ["Owner", task.user_id],
     ["Project", task.project_id && h("a", { href: hrefOf({ project_id: task.project_id }) }, task.project_id)],
     ["Tags", task.tags.length ? h("span", { class: "tags" }, ...task.tags.map((tag) => h("a", { class: "tag", href: hrefOf({ tag }) }, tag))) : null],
