@@ -34,8 +34,8 @@ Fakes = Mapping[str | Task[Any, Any], Any]
 """By task or name: a result, an exception (instance or class), a function of the parameters, plain or async, `Later`,
 or the task itself.
 
-A function gets the task's own model where the key is a task, else a dictionary, and returns or raises what ends the
-task.
+A function gets the task's own model where the key is a task, else a dictionary. It returns or raises what ends the
+task, or returns `Later`, and is then asked again when the task is entered again.
 """
 
 
@@ -108,7 +108,8 @@ async def _answer(ctx: TaskContext, answer: Any, params: Any) -> Any:
     if not callable(answer):
         return answer
     value = answer(params)
-    return await value if inspect.isawaitable(value) else value
+    value = await value if inspect.isawaitable(value) else value
+    return await _answer(ctx, value, params) if isinstance(value, Later) else value
 
 
 def _plain(params: BaseModel) -> Any:

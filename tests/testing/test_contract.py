@@ -269,6 +269,7 @@ async def test_a_task_comes_to_the_same_in_the_harness_and_on_an_engine(redis_ur
         **({"cancel_after": SOON} if case.cancelled else {}),
     )
     assert run.status is record.status
+    assert run.elapsed < timedelta(seconds=10)
     assert _json_result(run) == record.result
     assert _anonymous(run.error) == _anonymous(record.error)
     assert run.attempts == record.attempt
