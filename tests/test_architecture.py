@@ -42,6 +42,7 @@ FOREIGN = {
 
 ENGINE_ORDER = (
     {"job", "policy", "fairness"},
+    {"gates"},
     {"registry", "letters"},
     {"queue", "events"},
     {"leases", "limits", "steps", "dead_letters", "schedules"},

@@ -9,9 +9,10 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic.config import JsonDict
 
 from app.api.dependencies import Label
+from app.engine.policy import MAX_DELAY_S
 from app.engine.queue import MAX_BATCH
 from app.engine.registry import MAX_NAME_LENGTH
-from app.engine.submissions import HIGHEST_PRIORITY, MAX_AFTER, MAX_DELAY_S, MAX_TAGS, Submission
+from app.engine.submissions import HIGHEST_PRIORITY, MAX_AFTER, MAX_TAGS, Submission
 from app.engine.waits import EVENT_NAME
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")

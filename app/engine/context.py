@@ -19,6 +19,7 @@ from pydantic_core import from_json, to_json
 
 from app.engine.approvals import DEFAULT_EXPIRY, ApprovalRequest, Approvals, ApprovalServices, Decision
 from app.engine.events import TYPE, event_json, stream_name
+from app.engine.gates import PLAIN, KeyPolicy, OnBusy
 from app.engine.limits import Guest, Quota, Quotas
 from app.engine.outcomes import HandedBack, Suspended
 from app.engine.registry import Task
@@ -236,6 +237,8 @@ class TaskContext:
         delay: timedelta = timedelta(),
         priority: int = 0,
         idempotency_key: str | None = None,
+        key: str | None = None,
+        on_busy: OnBusy = OnBusy.QUEUE,
     ) -> str:
         """Start a child task and go on at once; returns its id. It belongs to the same user and project.
 
@@ -243,7 +246,7 @@ class TaskContext:
         step that is remembered; give an `idempotency_key`, unique for this task, where the step may fail behind it.) A
         task that is cancelled cancels its children, and starts no more (`Conflict`). Raises what enqueuing raises.
         """
-        child = self._child(Call(task, params, delay=delay, priority=priority))
+        child = self._child(Call(task, params, delay=delay, priority=priority, key=key, on_busy=on_busy))
         if idempotency_key:
             child = replace(child, idempotency_key=f"{self.task_id}/{idempotency_key}")
         if self._steps.inside is not None:
@@ -264,6 +267,8 @@ class TaskContext:
         returns: Any = None,
         timeout: timedelta = DEFAULT_WAIT,
         priority: int = 0,
+        key: str | None = None,
+        on_busy: OnBusy = OnBusy.QUEUE,
     ) -> T:
         """Run another task as a child and wait for its result; the task holds no slot and no memory meanwhile.
 
@@ -271,7 +276,7 @@ class TaskContext:
         good or was cancelled, `WaitTimeout` when it did not end within `timeout` (it is cancelled then), and what
         enqueuing raises. See `app/engine/waits.py` for what a task that waits must keep to.
         """
-        made = Call(task, params, returns=returns, priority=priority)
+        made = Call(task, params, returns=returns, priority=priority, key=key, on_busy=on_busy)
         (value,) = await self._waits.tasks(f"call {made.name}", [made], OnError.FAIL_FAST, timeout)
         return cast(T, value)
 
@@ -279,17 +284,19 @@ class TaskContext:
         self,
         calls: Sequence[Call],
         *,
+        limit: int | None = None,
         on_error: OnError = OnError.FAIL_FAST,
         timeout: timedelta = DEFAULT_WAIT,
     ) -> list[Any]:
-        """Run up to 10,000 tasks at once as children and wait for all; their results in the order of the calls.
+        """Run up to 10,000 tasks as children and wait for all; their results in the order of the calls.
 
+        At most `limit` of them run at once, in the order of the calls; all of them without one.
         `on_error` says what happens when one fails: the rest is cancelled and `ChildFailed` raised at once, raised
         when all have ended, or put in the place of its result. Raises `WaitTimeout` (what has not ended is cancelled),
         and `TooLarge` when the results together exceed 8 MiB.
         """
         name = f"call {calls[0].name}" if len(calls) == 1 else f"gather {len(calls)} tasks"
-        return await self._waits.tasks(name, calls, OnError(on_error), timeout)
+        return await self._waits.tasks(name, calls, OnError(on_error), timeout, limit)
 
     async def join(self, task_ids: Sequence[str], *, timeout: timedelta = DEFAULT_WAIT) -> list[End]:
         """Wait until tasks of the same user have ended, such as children from `start`; how each did, in this order.
@@ -378,6 +385,8 @@ class TaskContext:
             params=call.params,
             delay_s=call.delay.total_seconds(),
             priority=call.priority,
+            key=call.key,
+            policy=PLAIN if call.on_busy is OnBusy.QUEUE else KeyPolicy(OnBusy(call.on_busy)),
             project_id=info.project_id,
             tags=info.tags,
             parent_id=info.task_id,

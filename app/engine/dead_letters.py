@@ -144,6 +144,7 @@ class DeadLetters:
             tags=letter_of(task_id, fields).tags,
             retry_of=task_id,
             after=tuple(filter(None, fields.get("after", "").split("\n"))),
+            key=None if spec.key else fields.get("key"),
             replay="continue" if params is None or _same(spec, old, params) else "afresh",
         )
         return await self._tasks.enqueue(again, user_id=fields["user_id"], correlation_id=correlation_id)
@@ -245,7 +246,7 @@ def _same(spec: TaskSpec, old: dict[str, Any] | None, new: dict[str, Any]) -> bo
     if old is None:
         return False
     try:
-        return _canonical(validated(spec, old)) == _canonical(validated(spec, new))
+        return _canonical(validated(spec, old)[1]) == _canonical(validated(spec, new)[1])
     except NightshiftError:
         # What is wrong with the new ones, the enqueue says; old ones that the model refuses now are others in any case.
         return False

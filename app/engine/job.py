@@ -147,6 +147,9 @@ class TaskRecord:
     """What it is to its parent."""
     waiting_for: dict[str, Any] | None = None
     """What a waiting task waits for: `kind`, `step`, `until`, and more by kind."""
+    key: str | None = None
+    behind: int | None = None
+    """How many tasks must end before its gates let it run; None where it was not asked for, and for one let in."""
 
     @property
     def next_attempt_at(self) -> datetime | None:
@@ -209,6 +212,8 @@ def record_of(task_id: str, fields: dict[str, str]) -> TaskRecord:
         after=tuple(fields["after"].split("\n")) if "after" in fields else (),
         label=fields.get("label", ""),
         waiting_for=_waiting_for(fields),
+        key=fields.get("key"),
+        behind=int(fields["behind"]) if "behind" in fields else None,
     )
 
 

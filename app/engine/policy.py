@@ -16,6 +16,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.errors import NightshiftError, SoftTimeLimit
 
+MAX_DELAY_S = 10 * 366 * 86_400
+"""Ten years; a task is delayed and waits no longer, whatever it is that delays it."""
 MAX_RETRY_AFTER_S = 3_600.0
 """The longest `Retry-After` that is kept; a remote system must not park a task for days."""
 

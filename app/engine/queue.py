@@ -17,10 +17,11 @@ from pydantic_core import from_json
 from app.engine import stock, wire
 from app.engine.batch import Batcher
 from app.engine.fairness import costs_of
+from app.engine.gates import KeyBusy
 from app.engine.job import Status, TaskRecord, fields_of, moment, record_of, steps_of
 from app.engine.letters import no_letter
 from app.engine.registry import Catalogue, TaskSpec
-from app.engine.submissions import Submission, beginning_after, check, new_task, validated
+from app.engine.submissions import Submission, beginning_after, check, keyed, new_task, validated
 from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, QueueFull, TooLarge, UnknownTask
 from app.store import keys
 from app.store.connection import CONNECTION_ERRORS
@@ -41,8 +42,8 @@ TASK_WEIGHT_BYTES = 4 * 1024
 class Accepted:
     """The answer to a submission: the task's id, and whether this call made it or an earlier one with the same key.
 
-    `enqueued_at` is when this call made it, on the server's clock; None where it did not, or where the reply was lost
-    and only a repeated call showed that it had.
+    `enqueued_at` is when this call made it, on the server's clock; None where it did not, where the reply was lost and
+    only a repeated call showed that it had, and for a task that a gate or its key may hold back.
     """
 
     task_id: str
@@ -124,10 +125,14 @@ class TaskQueue:
         if reply[0] != b"ok":
             raise _refusal(reply)
         at = moment(reply[1]) if reply[1] else None
-        for item, (_, created) in zip(group, reply[2:], strict=True):
+        accepted = []
+        for item, (made, created, *rest) in zip(group, reply[2:], strict=True):
             if created:
                 metrics.TASKS_ENQUEUED.labels(item.queue, item.task).inc()
-        return [Accepted(made.decode(), bool(created), at if created else None) for made, created in reply[2:]]
+            if rest:
+                await self._scripts.cancel_rest(rest, self._ttl_ms)
+            accepted.append(Accepted(made.decode(), bool(created), at if created and item.gating is None else None))
+        return accepted
 
     async def get(self, task_id: str, *, user_id: str | None, with_result: bool = False) -> TaskRecord:
         """Read a task. Raises `NotFound`."""
@@ -204,6 +209,7 @@ class TaskQueue:
             tags=record.tags,
             retry_of=task_id,
             after=record.after,
+            key=None if spec.key else record.key,
         )
         return await self.enqueue(again, user_id=record.user_id, correlation_id=correlation_id)
 
@@ -235,27 +241,39 @@ class TaskQueue:
         """A checked task for a script that enqueues. Raises as `enqueue` does, with `at` before the pointer."""
         try:
             spec = self.catalogue[item.task].spec
-            params = validated(spec, item.params)
+            model, params = validated(spec, item.params)
+            item = keyed(item, spec, model)
             check(item)
         except (InvalidInput, TooLarge, UnknownTask) as error:
             error.move(at)
             raise
-        return new_task(item, spec, params, user_id, correlation_id, cost=self._costs.get(user_id, 1.0))
+        cost = self._costs.get(user_id, 1.0)
+        return new_task(item, spec, params, user_id, correlation_id, cost=cost, ttl_ms=self._ttl_ms)
 
 
 def _refusal(reply: list[Any]) -> Exception:
-    kind, value = reply[0], reply[1].decode()
-    if kind == b"full":
+    kind, value, *rest = (part.decode() for part in reply)
+    if kind == "full":
         return QueueFull(f"queue {value!r} is full; nothing was enqueued", retry_after_s=QUEUE_FULL_RETRY_S)
-    if kind == b"conflict":
-        return Conflict(f"idempotency key {value!r} was used for another request")
-    if kind == b"replayed":
-        return no_letter(value, reply[2].decode())
-    if kind == b"missing":
+    if kind == "replayed":
+        return no_letter(value, rest[0])
+    if kind == "missing":
         return NotFound(f"no task {value}", pointer="/after")
-    if kind == b"stale":
+    if kind == "stale":
         return LeaseLost(f"another attempt owns task {value}; this one starts no more children")
-    return Conflict(f"task {value} is cancelled and starts no more children")
+    if kind == "busy":
+        return KeyBusy(value, rest[0])
+    return Conflict(_conflict(kind, value, rest))
+
+
+def _conflict(kind: str, value: str, rest: list[str]) -> str:
+    if kind == "conflict":
+        return f"idempotency key {value!r} was used for another request"
+    if kind == "own":
+        return f"key {value!r} is held by task {rest[0]}, which started this one and cannot end before it"
+    if kind == "throttled":
+        return f"key {value!r} has no free start within ten years; nothing was enqueued"
+    return f"task {value} is cancelled and starts no more children"
 
 
 def _not_found(task_id: str) -> NotFound:

@@ -40,6 +40,7 @@ def record_of_new(
         due_at=_due_at(accepted.enqueued_at, item),
         started_at=None,
         finished_at=None,
+        key=item.key,
     )
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
+from app.engine.gates import PLAIN, KeyPolicy, OnBusy, TaskKey, key_of
 from app.engine.policy import Limits, RetryPolicy, limits
 from app.errors import SettingsError, UnknownTask
 
@@ -49,6 +50,7 @@ class TaskSpec:
     retry: RetryPolicy
     limits: Limits
     summary: str
+    key: TaskKey | None = None
 
     @property
     def param_names(self) -> tuple[str, ...]:
@@ -83,12 +85,23 @@ def task(
     timeout: timedelta | None = None,
     soft_limit: timedelta | None = None,
     retry: RetryPolicy | None = None,
+    key: str | Callable[[P], str] | None = None,
+    on_busy: OnBusy | str = OnBusy.QUEUE,
+    debounce: timedelta | None = None,
+    debounce_max: timedelta | None = None,
+    throttle: timedelta | None = None,
+    throttle_burst: int = 1,
 ) -> Callable[[Callable[[TaskContext, P], Awaitable[R]]], Task[P, R]]:
     """Declare a task.
 
     `timeout` is the hard limit of one attempt: 30 minutes by default, or the soft limit and 60 s more. At `soft_limit`
     (default: 60 s before the hard one, or four fifths of a hard one under 5 minutes) `SoftTimeLimit` is raised inside
     the task. `retry` defaults to 3 retries, exponential from 60 s to 600 s with full jitter, of errors that may pass.
+
+    `key` makes of the parameters what the task is about, such as `conversation:42`: of each user's tasks of one key,
+    whatever their type, one runs at a time, in the order in which they came. `on_busy` says what becomes of one that
+    finds another unfinished, `debounce` (with `debounce_max`, 10 times as long by default) and `throttle` (with
+    `throttle_burst`) what holds it back besides; see `app/engine/gates.py`. Clients cannot set any of it then.
 
     Raises `SettingsError` at import when the declaration is wrong.
     """
@@ -98,12 +111,32 @@ def task(
         params, result = _types_of(name, function)
         try:
             bounds = limits(timeout, soft_limit)
+            policy = KeyPolicy(
+                OnBusy(on_busy), _seconds(debounce), _seconds(debounce_max), _seconds(throttle), throttle_burst
+            )
         except ValueError as error:
             raise SettingsError(f"task {name!r}: {error}") from error
+        own_key = _task_key(name, key, policy)
         summary = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
-        return Task(TaskSpec(name, queue, params, result, retry or RetryPolicy(), bounds, summary), function)
+        return Task(TaskSpec(name, queue, params, result, retry or RetryPolicy(), bounds, summary, own_key), function)
 
     return declare
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration.total_seconds()
+
+
+def _task_key(name: str, key: str | Callable[[Any], str] | None, policy: KeyPolicy) -> TaskKey | None:
+    if key is None:
+        if policy != PLAIN:
+            raise SettingsError(f"task {name!r}: expected a key with on_busy, debounce and throttle")
+        return None
+    if not isinstance(key, str) and (not callable(key) or inspect.iscoroutinefunction(key)):
+        raise SettingsError(f"task {name!r}: expected a text or a function of the parameters as the key, got {key!r}")
+    if fault := policy.fault():
+        raise SettingsError(f"task {name!r}: {fault[1]}")
+    return TaskKey(key_of(key), policy)
 
 
 def _check_names(name: str, queue: str) -> None:

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine import wire
+from app.engine.gates import PLAIN, KeyPolicy, OnBusy, gating
 from app.engine.job import new_task_id
+from app.engine.policy import MAX_DELAY_S
 from app.engine.registry import TaskSpec
 from app.errors import InvalidInput, TooLarge
 from app.store.items import NewTask
@@ -22,13 +24,11 @@ from app.store.scripts import MAX_PRIORITY
 
 MAX_PARAMS_BYTES = 1024 * 1024
 MAX_TAGS = 20
-MAX_DELAY_S = 10 * 366 * 86_400
-"""Ten years; a task is delayed no longer, be it by `delay_s` or by `run_at`."""
 MAX_AFTER = 1_000
 HIGHEST_PRIORITY = MAX_PRIORITY
 TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
-"""Project ids, tags and idempotency keys: up to 128 characters, no control characters."""
+"""Project ids, tags, keys and idempotency keys: up to 128 characters, no control characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,28 @@ class Submission:
     """An id that follows from where its parent starts it, so that a second time makes no second task."""
     label: str = ""
     """What it is to its parent, shown in the tree of its root."""
+    key: str | None = None
+    """What it is under, of its user; at most one task of a key runs at once, in the order in which they came."""
+    policy: KeyPolicy = PLAIN
+    """What holds for it under its key."""
+    group: tuple[str, int] | None = None
+    """The gate of the group of children that it belongs to, and the gate's limit."""
+    awaited: bool = False
+    """Whether its parent waits for it."""
 
 
 def new_task(
-    item: Submission, spec: TaskSpec, params: bytes, user_id: str, correlation_id: str | None, *, cost: float
+    item: Submission,
+    spec: TaskSpec,
+    params: bytes,
+    user_id: str,
+    correlation_id: str | None,
+    *,
+    cost: float,
+    ttl_ms: int,
 ) -> NewTask:
-    """The form in which the store takes it; `params` are validated, `cost` is 1 / the user's weight."""
+    """The form in which the store takes it; `params` are validated, `cost` is 1 / the user's weight, `ttl_ms` how long
+    a result is kept."""
     extra = ["max_attempts", spec.retry.max_attempts]
     if correlation_id:
         extra += ["correlation_id", correlation_id]
@@ -89,6 +105,7 @@ def new_task(
         letter=(item.replay and item.retry_of) or "",
         takes_steps=item.replay == "continue",
         cost=cost,
+        gating=gating(user_id, item.key, item.policy, item.group, awaited=item.awaited, ttl_ms=ttl_ms),
     )
     return beginning_after(task, item.after) if item.after else task
 
@@ -98,8 +115,40 @@ def beginning_after(task: NewTask, after: Sequence[str]) -> NewTask:
     return replace(task, extra=to_json([*from_json(task.extra), "after", "\n".join(after)]))
 
 
-def validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
-    """The JSON of a task's parameters. Raises `InvalidInput` or `TooLarge`, with a pointer."""
+def keyed(item: Submission, spec: TaskSpec, params: BaseModel) -> Submission:
+    """The submission under the key that the task's decorator gives it, if it does.
+
+    A repetition of a task (`retry_of`) queues up, whatever its policy: it was asked for by name. Raises `InvalidInput`
+    where the submission brings a key of its own.
+    """
+    if spec.key is None:
+        return item if item.retry_of is None or item.policy is PLAIN else replace(item, policy=PLAIN)
+    for name, value in _key_fields(item):
+        if value is not None:
+            raise InvalidInput(f"{name}: expected none, since {spec.name} sets its own key", pointer=f"/{name}")
+    key = spec.key.of(params)
+    if not isinstance(key, str) or not LABEL.fullmatch(key):
+        raise InvalidInput(
+            f"the key of {spec.name}, {str(key)[:80]!r}: expected 1 to 128 characters and no control characters",
+            pointer="/params",
+        )
+    return replace(item, key=key, policy=PLAIN if item.retry_of else spec.key.policy)
+
+
+def _key_fields(item: Submission) -> list[tuple[str, Any]]:
+    policy = item.policy
+    return [
+        ("key", item.key),
+        ("on_busy", None if policy.on_busy is OnBusy.QUEUE else policy.on_busy),
+        ("debounce_s", policy.debounce_s),
+        ("debounce_max_s", policy.debounce_max_s),
+        ("throttle_s", policy.throttle_s),
+        ("throttle_burst", None if policy.throttle_burst == 1 else policy.throttle_burst),
+    ]
+
+
+def validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> tuple[BaseModel, bytes]:
+    """A task's parameters, and their JSON. Raises `InvalidInput` or `TooLarge`, with a pointer."""
     if not isinstance(params, spec.params):
         try:
             params = spec.params.model_validate(params)
@@ -111,7 +160,7 @@ def validated(spec: TaskSpec, params: dict[str, Any] | BaseModel) -> bytes:
         raise InvalidInput(f"params: expected values that JSON can hold: {error}", pointer="/params") from None
     if len(data) > MAX_PARAMS_BYTES:
         raise TooLarge(f"params of {len(data)} bytes exceed the bound of {MAX_PARAMS_BYTES} bytes", pointer="/params")
-    return data
+    return params, data
 
 
 def _invalid_params(error: ValidationError) -> InvalidInput:
@@ -141,7 +190,8 @@ def check(item: Submission) -> None:
     if len(item.tags) > MAX_TAGS:
         raise InvalidInput(f"{len(item.tags)} tags: expected at most {MAX_TAGS}", pointer="/tags")
     _check_after(item)
-    labels = [("/project_id", item.project_id), ("/idempotency_key", item.idempotency_key)]
+    _check_key(item)
+    labels = [("/project_id", item.project_id), ("/idempotency_key", item.idempotency_key), ("/key", item.key)]
     labels.append(("/label", item.label or None))
     labels += [(f"/tags/{index}", tag) for index, tag in enumerate(item.tags)]
     for pointer, label in labels:
@@ -161,6 +211,22 @@ def _check_after(item: Submission) -> None:
             raise InvalidInput(f"after {task_id[:80]!r}: expected the id of a task", pointer=f"/after/{index}")
 
 
+def _check_key(item: Submission) -> None:
+    policy = item.policy
+    if policy is PLAIN:
+        return
+    if fault := policy.fault():
+        name, detail = fault
+        raise InvalidInput(detail, pointer=f"/{name}")
+    for name, value in _key_fields(item):
+        if value is not None and item.key is None:
+            raise InvalidInput(f"{name}: expected a key with it", pointer=f"/{name}")
+    if policy.debounce_s is not None or policy.throttle_s is not None:
+        for name, value in (("delay_s", item.delay_s), ("run_at", item.run_at), ("after", item.after)):
+            if value:
+                raise InvalidInput(f"{name}: expected none with debounce_s or throttle_s", pointer=f"/{name}")
+
+
 def _check_run_at(run_at: datetime) -> None:
     if run_at.tzinfo is None:
         raise InvalidInput("run_at: expected a time with its offset", pointer="/run_at")
@@ -173,4 +239,6 @@ def _fingerprint(item: Submission, spec: TaskSpec, params: bytes) -> str:
     rest = to_json(
         [spec.name, item.delay_s, run_at, item.priority, item.project_id, item.tags, item.parent_id, item.after]
     )
+    if item.key is not None:
+        rest += to_json([item.key, *(value for _, value in _key_fields(item))])
     return hashlib.sha256(rest + params).hexdigest()[:32]

@@ -43,7 +43,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, NoReturn, Protocol
@@ -51,12 +51,15 @@ from typing import Any, NoReturn, Protocol
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from app.engine.gates import OnBusy
 from app.engine.job import Status
 from app.engine.outcomes import HandedBack, Suspended
+from app.engine.policy import MAX_DELAY_S
 from app.engine.registry import Task
 from app.engine.steps import Entry, Steps
-from app.engine.submissions import MAX_DELAY_S, Submission
+from app.engine.submissions import Submission
 from app.errors import ChildFailed, InvalidInput, InvalidResult, TooLarge, WaitTimeout
+from app.store import keys
 from app.store.items import StepRecord
 
 DEFAULT_WAIT = timedelta(days=7)
@@ -91,6 +94,8 @@ class Call:
     delay: timedelta = timedelta()
     priority: int = 0
     label: str = ""
+    key: str | None = None
+    on_busy: OnBusy = OnBusy.QUEUE
 
     @property
     def name(self) -> str:
@@ -133,7 +138,8 @@ class WaitServices(Protocol):
     ) -> list[str]:
         """Enqueue children that have ids of their own, and `then` one that begins when they have ended.
 
-        Those that are there already stay as they are.
+        Those that are there already stay as they are. Returns the ids of the tasks that stand for them: under a key
+        that may be another than was given.
         """
         ...
 
@@ -145,7 +151,7 @@ class WaitServices(Protocol):
         ...
 
     async def cancel_children(self, task_ids: Sequence[str]) -> None:
-        """Cancel tasks with all that they started; those that have ended stay as they are."""
+        """Cancel tasks, in their order, with all that they started; those that have ended stay as they are."""
         ...
 
     async def take_event(self, item: StepRecord, event: str) -> bytes | None:
@@ -166,6 +172,27 @@ class Waiter:
     leave: Callable[[Suspended | HandedBack], None]
 
 
+@dataclass(slots=True)
+class _Awaited:
+    """Tasks that a wait is for: those `made` for it, but for `others` that stand for them, by their place (as text)."""
+
+    made: list[str]
+    others: dict[str, str] = field(default_factory=dict)
+    own: bool = True
+
+    @property
+    def ids(self) -> list[str]:
+        return [self.others.get(str(place), made) for place, made in enumerate(self.made)]
+
+    def late(self, ends: Sequence[End | None]) -> list[str]:
+        """What is to be cancelled when the wait is over: children of its own that have not ended.
+
+        The last first: under a limit, those that it holds back must be gone before one of those before them is.
+        """
+        late = [made for place, made in enumerate(self.made) if ends[place] is None and str(place) not in self.others]
+        return late[::-1] if self.own else []
+
+
 class Waits:
     """The waits of one attempt."""
 
@@ -175,20 +202,40 @@ class Waits:
         self._services = services
         self._leaving = False
 
-    async def tasks(self, name: str, calls: Sequence[Call], on_error: OnError, timeout: timedelta) -> list[Any]:
+    async def tasks(
+        self, name: str, calls: Sequence[Call], on_error: OnError, timeout: timedelta, limit: int | None = None
+    ) -> list[Any]:
         """Run children and wait for all of them; see `TaskContext.gather`."""
         timeout_ms = _timeout_ms(name, timeout)
         if len(calls) > MAX_CHILDREN:
             raise TooLarge(f"{name}: {len(calls)} tasks exceed the bound of {MAX_CHILDREN}; start them in parts")
+        if limit is not None and limit < 1:
+            raise InvalidInput(f"{name}: limit={limit}: expected 1 or more")
         entry = await self._steps.enter(name)
         if not calls:
             return []
-        ids = [child_id(self._waiter.task_id, entry.number, index) for index in range(len(calls))]
-        if entry.result is None and entry.wait is None:
-            children = [self._waiter.child(call, made) for call, made in zip(calls, ids, strict=True)]
-            await self._services.start_many(children, self._waiter.user_id, self._waiter.correlation_id)
-        ends = await self._ends(entry, ids, on_error, timeout_ms, own=True)
+        children = _Awaited([child_id(self._waiter.task_id, entry.number, index) for index in range(len(calls))])
+        if entry.wait is not None:
+            children.others = from_json(entry.wait[entry.wait.index(b" ") :]).get("others", {})
+        elif entry.result is None:
+            name_of_gate = keys.gate_of_group(
+                self._waiter.task_id, entry.number, fail_fast=on_error is OnError.FAIL_FAST
+            )
+            gate = (name_of_gate, limit) if limit is not None and limit < len(calls) else None
+            await self._start(calls, children, gate)
+        ends = await self._ends(entry, children, on_error, timeout_ms)
         return _values(ends, calls, on_error)
+
+    async def _start(self, calls: Sequence[Call], children: _Awaited, gate: tuple[str, int] | None) -> None:
+        """Enqueue all children; notes which of them others stand for."""
+        me = self._waiter
+        wanted = [
+            replace(me.child(call, made), group=gate, awaited=True)
+            for call, made in zip(calls, children.made, strict=True)
+        ]
+        started = await self._services.start_many(wanted, me.user_id, me.correlation_id)
+        pairs = zip(children.made, started, strict=True)
+        children.others = {str(index): found for index, (made, found) in enumerate(pairs) if found != made}
 
     async def ends(self, name: str, task_ids: Sequence[str], timeout: timedelta) -> list[End]:
         """Wait until tasks of the same user have ended; see `TaskContext.join`."""
@@ -199,7 +246,7 @@ class Waits:
         if entry.result is None and entry.wait is None:
             # They must be there, and of the same user.
             await self._services.read_ends(task_ids, self._waiter.user_id)
-        return await self._ends(entry, list(task_ids), OnError.COLLECT, timeout_ms, own=False)
+        return await self._ends(entry, _Awaited(list(task_ids), own=False), OnError.COLLECT, timeout_ms)
 
     async def predecessors(self, task_ids: Sequence[str]) -> list[End]:
         """How the tasks ended after which this one began; see `TaskContext.predecessors`."""
@@ -245,29 +292,27 @@ class Waits:
         """Wait for something else that has a record of its own; the caller has looked at it before."""
         await self._leave(entry, (subject,), timeout_ms, waiting_for)
 
-    async def _ends(self, entry: Entry, ids: list[str], on_error: OnError, timeout_ms: int, *, own: bool) -> list[End]:
+    async def _ends(self, entry: Entry, children: _Awaited, on_error: OnError, timeout_ms: int) -> list[End]:
         """How the tasks ended, when all have, or one has failed and that is enough."""
-        stored = entry.result
+        stored, ids = entry.result, children.ids
         if stored is None and entry.wait is not None:
-            stored = await self._look(entry, ids, on_error, timeout_ms, own=own)
+            stored = await self._look(entry, children, on_error, timeout_ms)
         if stored is None:
             subjects = tuple(f"task:{task_id}" for task_id in ids)
             shown = {"kind": "tasks", "count": len(ids), "task_ids": ids[:SHOWN_IDS]}
-            await self._leave(entry, subjects, timeout_ms, shown, fail_fast=on_error is OnError.FAIL_FAST)
+            fail_fast = on_error is OnError.FAIL_FAST
+            await self._leave(entry, subjects, timeout_ms, shown, fail_fast=fail_fast, others=children.others)
         return _ENDS.validate_python(_value_or_timeout(entry.name, stored, timeout_ms))
 
-    async def _look(
-        self, entry: Entry, ids: list[str], on_error: OnError, timeout_ms: int, *, own: bool
-    ) -> bytes | None:
+    async def _look(self, entry: Entry, children: _Awaited, on_error: OnError, timeout_ms: int) -> bytes | None:
         """Store the outcome of a wait for tasks, if it has one by now."""
-        ends = await self._services.read_ends(ids, self._waiter.user_id)
+        ends = await self._services.read_ends(children.ids, self._waiter.user_id)
         ended = [end for end in ends if end is not None]
-        late = [task_id for task_id, end in zip(ids, ends, strict=True) if end is None]
         failed = any(end.error is not None for end in ended)
-        over = not late or (failed and on_error is OnError.FAIL_FAST)
+        over = len(ended) == len(ends) or (failed and on_error is OnError.FAIL_FAST)
         if not over and not self._timed_out(entry):
             return None
-        if late and own:
+        if late := children.late(ends):
             await self._services.cancel_children(late)
         if not over:
             return await self._fail(entry, timeout_ms)
@@ -289,12 +334,13 @@ class Waits:
         waiting_for: dict[str, Any],
         *,
         fail_fast: bool = False,
+        others: dict[str, str] | None = None,
     ) -> NoReturn:
         """End the attempt here. What called is unwound, and never goes on from this place."""
         if not self._leaving:
             self._leaving = True
             shown = to_json({**waiting_for, "step": entry.name})
-            facts = to_json({"name": entry.name})
+            facts = to_json({"name": entry.name, **({"others": others} if others else {})})
             self._waiter.leave(Suspended(entry.number, facts, subjects, fail_fast, timeout_ms, shown))
         while True:
             await asyncio.get_running_loop().create_future()

@@ -16,7 +16,11 @@ from app.store.keys import PREFIXES
 
 LUA_DIR = Path(__file__).parent / "lua"
 
-LIBRARIES = dict.fromkeys(("reserve_quota", "settle_quota", "park_quota", "quota_stats"), "quota")
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("reserve_quota", "settle_quota", "park_quota", "quota_stats"), ("quota",)),
+    "cancel": ("cancelling",),
+    **dict.fromkeys(("enqueue", "fire_schedule"), ("cancelling", "keyed")),
+}
 """Whose functions a script may use besides those of `lib.lua`."""
 INCLUDES = {"fire_schedule": ("enqueue",)}
 """Scripts that another one calls as functions of its own, which take its ARGV as a table."""
@@ -32,12 +36,12 @@ def assemble(name: str, limits: dict[str, float], prelude: str = "") -> str:
 
     Raises `KeyError` for a prefix or a limit that is not there.
     """
-    return assemble_text(prelude + _body(name), limits, LIBRARIES.get(name))
+    return assemble_text(prelude + _body(name), limits, LIBRARIES.get(name, ()))
 
 
-def assemble_text(body: str, limits: dict[str, float], library: str | None = None) -> str:
+def assemble_text(body: str, limits: dict[str, float], libraries: tuple[str, ...] = ()) -> str:
     """The full text of a script whose own text is `body`."""
-    pieces = _pieces("lib") + (_pieces(library) if library else ())
+    pieces = tuple(piece for library in ("lib", *libraries) for piece in _pieces(library))
     text = "".join(_reached(_CONSTANT.sub("", body), pieces)) + body
     values: dict[str, Mapping[str, object]] = {
         "K": {name: f"'{prefix}'" for name, prefix in PREFIXES.items()},

@@ -4,7 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic_core import to_json
+
 Arg = str | bytes | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Gating:
+    """What holds a new task back: its gates (names and limits), and the policy of its key, if it has one.
+
+    `debounce_ms` is the quiet time and the longest one, `throttle_ms` the interval, the burst and the longest delay;
+    `ttl_ms` is how long what it replaces is kept.
+    """
+
+    gates: tuple[tuple[str, int], ...]
+    key: str = ""
+    on_busy: str = ""
+    debounce_ms: tuple[int, int] | None = None
+    throttle_ms: tuple[int, int, int] | None = None
+    awaited: bool = False
+    ttl_ms: int = 0
+
+    def json(self) -> bytes:
+        """The options of the script, see `keyed.lua`."""
+        options: dict[str, object] = {"gates": [part for gate in self.gates for part in gate]}
+        if self.key:
+            policy = {"debounce": self.debounce_ms, "throttle": self.throttle_ms, "awaited": self.awaited}
+            options |= {"key": self.key, "busy": self.on_busy, "ttl": self.ttl_ms}
+            # Lua's JSON has a value of its own for null, and that is true.
+            options |= {name: value for name, value in policy.items() if value}
+        return to_json(options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +62,7 @@ class NewTask:
     """Whether the letter's completed steps become the task's."""
     cost: float = 1.0
     """What the task moves its user's next one back: 1 / the user's weight, a multiple of `COST_STEP`."""
+    gating: Gating | None = None
 
     def args(self) -> tuple[Arg, ...]:
         """The flat form of the script."""
@@ -42,6 +72,7 @@ class NewTask:
             *(self.idempotency_key, self.fingerprint, self.extra),
             *("" if self.parent_token is None else self.parent_token, self.letter, int(self.takes_steps)),
             "" if self.cost == 1 else self.cost,
+            "" if self.gating is None else self.gating.json(),
         )
 
 

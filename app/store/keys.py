@@ -30,6 +30,10 @@ a ready one its place (below any time) |
 | `ns:dead`, `ns:dead:<user>` | zset | ids of dead letters, as `<ms>:<id>`, all scores 0 |
 | `ns:dead-letter:<id>` | hash | a dead letter; once replayed, `user_id` and `replayed_as` |
 | `ns:idempotency:<user>:<key>` | string | `<fingerprint> <id>` of the task made under the key |
+| `ns:gate:key:<user>:<key>`, `ns:gate:group:<task>/<number>`, `ns:gate:fail-fast:<task>/<number>` | zset | unfinished \
+tasks of a key, or of a group of children, in the order in which they came; score: their number |
+| `ns:throttle:<user>:<key>` | string | from when on a key has all its starts again (Unix ms) |
+| `ns:merged:<id>` | string | id of the task that a submission was merged into or has joined |
 | `ns:sleepers:<queue>` | zset | workers with room that wait for the queue; score: since when |
 | `ns:wake:<worker>` | list | what a worker should look at: queue names, `!<id>` for a cancelled task |
 | `ns:woken:<worker>` | list | the message that has just woken a worker |
@@ -85,6 +89,9 @@ PREFIXES: Final[dict[str, str]] = {
     "dead": "ns:dead",
     "dead_letter": "ns:dead-letter:",
     "idempotency": "ns:idempotency:",
+    "gate": "ns:gate:",
+    "throttle": "ns:throttle:",
+    "merged": "ns:merged:",
     "sleepers": "ns:sleepers:",
     "wake": "ns:wake:",
     "woken": "ns:woken:",
@@ -212,6 +219,24 @@ def approvals_of_user(user_id: str, *, pending: bool) -> str:
 def approvals_of_scope(scope: str, *, pending: bool) -> str:
     """Index of the approvals that whoever has a scope may decide."""
     return f"{approvals(pending=pending)}:scope:{scope}"
+
+
+def gate_of_key(user_id: str, key: str) -> str:
+    """The name of the gate of a user's key."""
+    return f"key:{pair(user_id, key)}"
+
+
+def gate_of_group(parent_id: str, number: int, *, fail_fast: bool) -> str:
+    """The name of the gate of the children that a task starts at a place in the row of its steps.
+
+    That of a group that fails with its first failure closes with it.
+    """
+    return f"{'fail-fast' if fail_fast else 'group'}:{parent_id}/{number}"
+
+
+def gate(name: str) -> str:
+    """A gate."""
+    return PREFIXES["gate"] + name
 
 
 def ticket(digest: str) -> str:

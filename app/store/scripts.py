@@ -37,6 +37,12 @@ SLEEPER_MS = 5_000
 CHANNEL_LENGTH = 10_000
 """Events that a channel keeps, at least."""
 CHANNEL_TTL_MS = 7 * 86_400_000
+PARK_MS = 6 * 3_600_000
+"""When a task that its gate holds is looked at all the same. Nothing needs that while every end is told to the gate."""
+HEALED = 20
+"""Tasks at the head of a gate that such a look checks."""
+MERGED_TTL_MS = 60_000
+"""For how long it is known which task stands for a submission; a call whose reply was lost is repeated within it."""
 CANCEL_BOUND = 1_000
 """Tasks that one call of the cancel script looks at, so that the server is never held for long."""
 SCAN_BOUND = 2_000
@@ -46,7 +52,7 @@ EXPIRED_AT_ONCE = 200
 
 CLAIM_FIELDS = (
     *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
-    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since", "steps", "resumes", "after"),
+    *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since", "steps", "resumes", "after", "gates"),
 )
 """Names of the values that `claim.lua` returns of a record."""
 
@@ -70,6 +76,10 @@ def limits(idempotency_ttl_s: float = 86_400.0) -> dict[str, float]:
         "channel_length": CHANNEL_LENGTH,
         "channel_ttl_ms": CHANNEL_TTL_MS,
         "after_ms": AFTER_MS,
+        "park_ms": PARK_MS,
+        "healed": HEALED,
+        "merged_ttl_ms": MERGED_TTL_MS,
+        "cancel_bound": CANCEL_BOUND,
         "idempotency_ttl_ms": int(idempotency_ttl_s * 1000),
     }
 
@@ -191,11 +201,15 @@ class Scripts:
     async def cancel(self, ids: Sequence[str], ttl_ms: int) -> list[bytes]:
         """Cancel tasks and all their descendants, in as many calls as it takes. Returns a state per id."""
         states, rest = await self._run("cancel", [ttl_ms, CANCEL_BOUND, 0, *ids])
+        await self.cancel_rest(rest, ttl_ms)
+        return list(states)
+
+    async def cancel_rest(self, rest: list[bytes], ttl_ms: int) -> None:
+        """Cancel what a call that cancels left over, with all descendants."""
         while rest:
             batch, rest = rest[-CANCEL_BOUND:], rest[:-CANCEL_BOUND]
             _, more = await self._run("cancel", [ttl_ms, CANCEL_BOUND, 1, *batch])
             rest += more
-        return list(states)
 
     async def read_task(self, task_id: str, *, with_result: bool) -> tuple[Fields, bytes, bytes, bytes, bytes, Fields]:
         """A task's record, result, payload, score, queue and, with the result, steps; empty where there is none."""

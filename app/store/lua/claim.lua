@@ -28,6 +28,17 @@ local PROMOTED = 1000
 local BELOW_TIMES = string.format('(%.0f', L.band)
 local aborts = redis.call('EXISTS', K.abort) == 1
 
+-- Whether gates hold a task. It should not be here before they let it in: what holds it may be gone without an end.
+local healed = {}
+local function is_parked(id, gates)
+  if may_pass(id, gates) then return false end
+  if not healed[gates] then
+    healed[gates] = true
+    heal(gates, time)
+  end
+  return not may_pass(id, gates)
+end
+
 -- Tasks whose time has come get their place among the ready ones: delayed ones, retries after their backoff, tasks of dead
 -- workers, tasks of stock clients. What was claimed before, and what a stock worker was seen to run, has begun. Each task
 -- passes here once, so the cost does not grow with the backlog. Returns whether more may be due.
@@ -35,17 +46,23 @@ local function promote(queue)
   local zset = queue_key(queue)
   local ids = redis.call('ZRANGEBYSCORE', zset, L.band, time, 'LIMIT', 0, PROMOTED)
   for _, id in ipairs(ids) do
-    local record = redis.call('HMGET', K.task .. id, 'status', 'user_id', 'priority', 'cost', 'started_at', 'due_at')
-    local is_new = not record[1] or (record[6] and not record[5])
-    local ready = is_new and ready_new or ready_again
-    later('ZADD', zset, ready(queue, record[2] or 'arq', record[3], record[4]), id)
+    local record = redis.call('HMGET', K.task .. id, 'status', 'user_id', 'priority', 'cost', 'started_at', 'due_at', 'gates')
+    if record[7] and is_parked(id, record[7]) then
+      -- Not `later`: one that leaves a gate further on in this call may let it in.
+      redis.call('ZADD', zset, time + L.park_ms, id)
+      if record[1] == 'WAITING' then resume(id, time) end
+    else
+      local is_new = not record[1] or ((record[6] or record[7]) and not record[5])
+      local ready = is_new and ready_new or ready_again
+      later('ZADD', zset, ready(queue, record[2] or 'arq', record[3], record[4]), id)
+    end
   end
   if #ids > 0 then flush() end
   return #ids == PROMOTED
 end
 
 local FIELDS = { 'status', 'attempt', 'lease', 'user_id', 'project_id', 'task', 'parent_id', 'root_id', 'correlation_id',
-  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel', 'unknown_since', 'steps', 'resumes', 'after' }
+  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel', 'unknown_since', 'steps', 'resumes', 'after', 'gates' }
 
 -- Whether somebody runs the task all the same: a stock worker, or a worker of ours whose lease stands (an arq client that
 -- aborts a running task moves its score). It is looked at again when that may have changed.
@@ -94,6 +111,11 @@ local function take(id, queue)
   if aborts and redis.call('ZREM', K.abort, id) == 1 then
     redis.call('HSET', key, 'cancel', 1)
     fields[14] = '1'
+  end
+  -- An arq client that aborts a parked task makes it ready.
+  if fields[18] and status == 'PENDING' and not fields[14] and is_parked(id, fields[18]) then
+    redis.call('ZADD', queue_key(queue), time + L.park_ms, id)
+    return false
   end
   if status == 'WAITING' then
     -- Its wait has lasted as long as it may.

@@ -4,19 +4,20 @@
 -- requests that are ready at once share one call this way.
 --
 -- KEYS: none
--- ARGV: max_depth, then for each group: number of tasks, then for each task 19 values:
+-- ARGV: max_depth, then for each group: number of tasks, then for each task 20 values:
 --   id, task, queue, payload, at (Unix ms, or '' for now), delay_ms, priority, user, project, parent, root, tags
 --   (joined by a newline), idempotency key, fingerprint of the request, extra fields (flat JSON array of names and values),
 --   lease token of the parent's attempt that starts the task ('' where no attempt does), id of the dead letter that the
 --   task replays (or ''), 1 where it takes over the letter's steps else 0, cost
---   ('' for 1)
--- returns: for each group {'ok', time (Unix ms; 0 where this call repeats one that was carried out), {id, 0 or 1 (created)} ...},
---   {'full', queue}, {'conflict', idempotency key}, {'cancelled', parent}, {'stale', parent}, {'missing', id of a task after which
---   one is to begin} or {'replayed', letter, id of the task that it became ('' where nobody knows of such a letter)}
-local FIELDS = 19
+--   ('' for 1), gates and key (JSON, see keyed.lua, or '')
+-- returns: for each group {'ok', time (Unix ms; 0 where this call repeats one that was carried out), {id, 0 or 1 (created), ids
+--   that are still to be cancelled as those of a `rest` of cancel.lua ...} ...}, {'full', queue}, {'conflict', idempotency key},
+--   {'cancelled', parent}, {'stale', parent}, {'missing', id of a task after which one is to begin}, {'replayed', letter, id of
+--   the task that it became ('' where nobody knows of such a letter)}, {'busy', key, its unfinished task}, {'own', key, ancestor
+--   under it} or {'throttled', key}
+local FIELDS = 20
 local time = now()
 local max_depth = tonumber(ARGV[1])
-local FINISHED = { SUCCESS = true, FAILURE = true, CANCELLED = true }
 
 local depth, soonest = {}, {}
 
@@ -78,7 +79,7 @@ end
 -- Positions of the optional fields of a record; an empty one, and priority 0, is not stored.
 local OPTIONAL = { [6] = 'priority', [8] = 'project_id', [9] = 'parent_id', [10] = 'root_id', [11] = 'tags', [18] = 'cost' }
 
-local function write_record(at, id, due)
+local function write_record(at, id, due, asked)
   local fields = { 'status', 'PENDING', 'task', ARGV[at + 1], 'queue', ARGV[at + 2], 'user_id', ARGV[at + 7],
     'enqueued_at', time, 'attempt', 0 }
   for offset, name in pairs(OPTIONAL) do
@@ -96,6 +97,9 @@ local function write_record(at, id, due)
     for _, value in ipairs(cjson.decode(ARGV[at + 14])) do fields[#fields + 1] = value end
   end
   redis.call('HSET', K.task .. id, unpack(fields))
+  if asked and asked.gates[1] then redis.call('HSET', K.task .. id, 'gates', cjson.encode(asked.gates)) end
+  if asked and asked.key then redis.call('HSET', K.task .. id, 'key', asked.key) end
+  if asked and asked.debounce then redis.call('HSET', K.task .. id, 'debounce_until', time + asked.debounce[2]) end
 end
 
 local stamp = string.format('%.0f', time) .. ':'
@@ -121,18 +125,22 @@ local function soonest_of(queue)
   return soonest[queue]
 end
 
+-- A sleeper knows when the next task is due that it saw; an earlier one must be told.
+local function write_due(queue, id, due, ready)
+  if due < soonest_of(queue) then
+    soonest[queue] = due
+    ready[queue] = true
+  end
+  later('ZADD', queue_key(queue), due, id)
+end
+
 local function write_schedule(at, id, due, ready)
   local queue = ARGV[at + 2]
   if due <= time then
     later('ZADD', queue_key(queue), ready_new(queue, ARGV[at + 7], ARGV[at + 6], ARGV[at + 18]), id)
     ready[queue] = true
   else
-    -- A sleeper knows when the next task is due that it saw; an earlier one must be told.
-    if due < soonest_of(queue) then
-      soonest[queue] = due
-      ready[queue] = true
-    end
-    later('ZADD', queue_key(queue), due, id)
+    write_due(queue, id, due, ready)
   end
 end
 
@@ -171,12 +179,22 @@ local function replay(letter, id, takes_steps)
   redis.call('PEXPIRE', key, L.idempotency_ttl_ms)
 end
 
+-- Puts a task into its queue, where its gates let it run; else it is parked.
+local function write_place(at, id, due, ready, passes)
+  if passes then
+    write_schedule(at, id, due, ready)
+  else
+    later('ZADD', queue_key(ARGV[at + 2]), time + L.park_ms, id)
+  end
+end
+
 -- A task that is to begin when others have ended waits for those that have not. `names` are the ids that tasks of the group
--- have got, where an idempotency key had made them before.
-local function write_wait(at, after, names, ready)
+-- have got, where others stand for them. A later one of the group may have replaced it already.
+local function write_wait(at, after, names, ready, gates)
   local id, queue, pending, past = ARGV[at], ARGV[at + 2], 0, {}
   after = string.gsub(after, '[^\n]+', names)
   redis.call('HSET', K.task .. id, 'after', after)
+  if gates and redis.call('HGET', K.task .. id, 'status') ~= 'PENDING' then return end
   for task in string.gmatch(after, '[^\n]+') do
     local status = redis.call('HGET', K.task .. task, 'status')
     if status and not FINISHED[status] and redis.call('SADD', K.pending .. id, 'task:' .. task) == 1 then
@@ -187,7 +205,7 @@ local function write_wait(at, after, names, ready)
       past[#past + 1] = task
     end
   end
-  if pending == 0 then return write_schedule(at, id, time, ready) end
+  if pending == 0 then return write_place(at, id, time, ready, not gates or may_pass(id, cjson.encode(gates))) end
   local deadline, shown = time + L.after_ms, '{"kind":"tasks","step":"after","count":' .. pending
   redis.call('HSET', K.task .. id, 'status', 'WAITING', 'waiting_for', shown .. '}', 'wait_until', deadline)
   -- The others may end long after these, whose results are wanted then.
@@ -198,29 +216,67 @@ local function write_wait(at, after, names, ready)
     .. '"}}')
 end
 
-local function write(at, ready, waiting)
-  local id, user, key = ARGV[at], ARGV[at + 7], ARGV[at + 12]
-  local due = tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
-  write_record(at, id, due)
-  redis.call('SET', K.job .. id, ARGV[at + 3])
-  if ARGV[at + 16] ~= '' then replay(ARGV[at + 16], id, ARGV[at + 17] == '1') end
-  write_indices(at, id)
-  local after = after_of(at)
-  if after then
-    waiting[#waiting + 1] = { at, after }
-  else
-    write_schedule(at, id, due, ready)
-  end
-  depth[ARGV[at + 2]] = depth_of(ARGV[at + 2]) + 1
+local function note_key(at, id)
+  local user, key = ARGV[at + 7], ARGV[at + 12]
   if key ~= '' then
     redis.call('SET', K.idempotency .. pair(user, key), ARGV[at + 13] .. ' ' .. id, 'PX', L.idempotency_ttl_ms)
   end
+end
+
+-- When a task is due that its key holds back, or was to be anyway.
+local function due_of(at, asked)
+  if asked and asked.debounce then return time + math.min(asked.debounce[1], asked.debounce[2]) end
+  if asked and asked.throttle then
+    redis.call('SET', asked.free[1], string.format('%.0f', asked.free[2]), 'PX', string.format('%.0f', asked.free[2] - time))
+    return asked.due
+  end
+  return tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
+end
+
+-- Returns the ids that are still to be cancelled.
+local function write(at, ready, waiting, asked)
+  local id, user = ARGV[at], ARGV[at + 7]
+  local rest = asked and asked.busy == 'replace' and replace_others(asked, time)
+  local due = due_of(at, asked)
+  write_record(at, id, due, asked)
+  redis.call('SET', K.job .. id, ARGV[at + 3])
+  if ARGV[at + 16] ~= '' then replay(ARGV[at + 16], id, ARGV[at + 17] == '1') end
+  write_indices(at, id)
+  local after, passes = after_of(at), not asked or may_start(asked.gates, id)
+  if after then
+    waiting[#waiting + 1] = { at, after, asked and asked.gates }
+  else
+    write_place(at, id, due, ready, passes)
+  end
+  depth[ARGV[at + 2]] = depth_of(ARGV[at + 2]) + 1
+  note_key(at, id)
   local payload = '{"task":"' .. ARGV[at + 1] .. '","queue":"' .. ARGV[at + 2] .. '"}'
   local channels = channels_of(id, user, ARGV[at + 8])
   -- Nobody can follow the channel of a task that is only being made, and its first event is number 1.
   redis.call('RPUSH', channels[1], first_id .. ' task_queued ' .. id .. ' ' .. payload)
   table.remove(channels, 1)
   emit(channels, 'task_queued', id, payload)
+  return rest or {}
+end
+
+-- The task that stands for a submission gets its parameters, and waits for the next again, up to its bound.
+local function change(at, id, asked, ready)
+  local record = redis.call('HMGET', K.task .. id, 'queue', 'user_id', 'project_id', 'gates', 'debounce_until', 'due_at')
+  local due = math.min(time + asked.debounce[1], tonumber(record[5]))
+  redis.call('SET', K.job .. id, ARGV[at + 3])
+  if due > time then
+    redis.call('HSET', K.task .. id, 'due_at', due)
+    if may_pass(id, record[4]) then write_due(record[1], id, due, ready) end
+  end
+  emit(channels_of(id, record[2], record[3]), 'task_debounced', id, '{"next_attempt_at":"'
+    .. iso(due > time and due or tonumber(record[6])) .. '"}')
+end
+
+-- A submission for which another task stands. It is remembered for as long as its call may be repeated.
+local function merge(item, ready)
+  note_key(item.at, item.merged)
+  redis.call('SET', K.merged .. ARGV[item.at], item.merged, 'PX', L.merged_ttl_ms)
+  if item.changes then change(item.at, item.merged, item.asked, ready) end
 end
 
 -- Two tasks of one group under one key: the second is the first again. `made` holds fingerprint and id by key.
@@ -242,24 +298,37 @@ local function is_full(fresh)
 end
 
 local function accept(first, count, ready)
-  local made, reply, fresh, waiting, names = {}, { 'ok', time }, {}, {}, {}
+  local made, plan, reply, fresh, items, waiting, names = {}, new_plan(), { 'ok', time }, {}, {}, {}, {}
   for n = 0, count - 1 do names[ARGV[first + n * FIELDS]] = ARGV[first + n * FIELDS] end
   for n = 0, count - 1 do
     local at = first + n * FIELDS
     local id, key = ARGV[at], ARGV[at + 12]
     local refusal, old = twin(at, made)
     if not refusal and not old then refusal, old = check(at, names) end
+    local item = { at = at, number = n + 3 }
+    if not refusal and not old and ARGV[at + 19] ~= '' then
+      item.asked = cjson.decode(ARGV[at + 19])
+      refusal, item.merged, item.changes = look_under_key(item.asked, id, ARGV[at + 1], ARGV[at + 7], ARGV[at + 9], plan, time)
+    end
     if refusal then return refusal end
+    if old == id then reply[2] = 0 end
+    if not old then items[#items + 1] = item end
+    if not old and not item.merged then fresh[#fresh + 1] = at end
+    old = old or item.merged
     reply[n + 3] = { old or id, (old or id) == id and 1 or 0 }
     names[id] = old or id
     if key ~= '' then made[pair(ARGV[at + 7], key)] = { ARGV[at + 13], old or id } end
-    if old == id then reply[2] = 0 end
-    if not old then fresh[#fresh + 1] = at end
   end
   local full = is_full(fresh)
   if full then return { 'full', full } end
-  for _, at in ipairs(fresh) do write(at, ready, waiting) end
-  for _, item in ipairs(waiting) do write_wait(item[1], item[2], names, ready) end
+  for _, item in ipairs(items) do
+    if item.merged then
+      merge(item, ready)
+    else
+      for _, id in ipairs(write(item.at, ready, waiting, item.asked)) do table.insert(reply[item.number], id) end
+    end
+  end
+  for _, item in ipairs(waiting) do write_wait(item[1], item[2], names, ready, item[3]) end
   return reply
 end
 

@@ -16,7 +16,7 @@ local function bury(id, queue, user, error, traceback)
   if before then unbury(before .. ':' .. id) end
   redis.call('DEL', key)
   local names = { 'task', 'project_id', 'tags', 'enqueued_at', 'attempt', 'correlation_id', 'history', 'root_id', 'parent_id',
-    'priority', 'after' }
+    'priority', 'after', 'key' }
   local fields = { 'queue', queue, 'user_id', user, 'error', error, 'traceback', traceback, 'failed_at', time, 'payload',
     redis.call('GET', K.job .. id) or '' }
   for index, value in ipairs(redis.call('HMGET', K.task .. id, unpack(names))) do
@@ -34,10 +34,10 @@ end
 
 local function finish(at)
   local id, queue, status, error = ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 6]
-  local record = redis.call('HMGET', K.task .. id, 'status', 'lease', 'user_id', 'project_id', 'awaited')
+  local record = redis.call('HMGET', K.task .. id, 'status', 'lease', 'user_id', 'project_id', 'awaited', 'gates')
   if record[1] ~= 'STARTED' or record[2] ~= ARGV[at + 1] then return 0 end
   if ARGV[at + 9] == '1' then bury(id, queue, record[3], error, ARGV[at + 8]) end
-  settle(id, queue, status, record[5], ARGV[at + 4], tonumber(ARGV[at + 5]), time, 'error', error)
+  settle(id, queue, status, record[5], record[6], ARGV[at + 4], tonumber(ARGV[at + 5]), time, 'error', error)
   later_delete(K.in_progress .. id, K.retry .. id, K.job .. id)
   emit(channels_of(id, record[3], record[4]), EVENTS[status], id, ARGV[at + 7])
   finished[queue] = (finished[queue] or 0) + 1

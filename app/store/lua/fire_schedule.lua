@@ -8,7 +8,6 @@
 --   note that it was), overlap (1: also while the last task is unfinished), then the arguments of enqueue.lua for one task
 -- returns: {outcome, id of the task}; outcomes besides the given one: decided (before, and nothing was done), early (the tick
 --   is yet to come), paused, overlap (with the unfinished task), full (with the queue's name)
-local FINISHED = { SUCCESS = true, FAILURE = true, CANCELLED = true }
 local name, tick, wanted, overlap = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local arguments = { unpack(ARGV, 5) }
 local id = arguments[3]
@@ -45,10 +44,17 @@ if not overlap and last ~= id and is_unfinished(last) then
   return { 'overlap', last }
 end
 local reply = enqueue(arguments)[1]
+-- So is one whose key is held by an unfinished task, whoever made that.
+if reply[1] == 'busy' then
+  note('overlap', true)
+  return { 'overlap', reply[3] }
+end
 if reply[1] ~= 'ok' then
   note(reply[1], false)
   return { reply[1], reply[2] }
 end
 note(wanted, true)
-redis.call('HSET', key, 'fired_task', id, 'fired_at', time)
-return { wanted, id }
+-- Under its key another task may stand for it.
+local task = reply[3][1]
+redis.call('HSET', key, 'fired_task', task, 'fired_at', time)
+return { wanted, task }

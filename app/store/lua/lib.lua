@@ -4,9 +4,10 @@
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
 -- returns: nothing; defines now, iso, pair, queue_key, channels_of, later, later_delete, ready_new, ready_again, flush, emit,
---   publish, wake, stop_waiting, resume, resolve, keep_for_waiters, keep_until, approval_indices, approval_channels,
---   close_approval, expire_approvals, withdraw_approvals, settle, remember, store_step, step_facts, is_buried, unbury,
---   forget_approvals, forget, adopt, cancel_unstarted. A script ends with flush and publish where it uses what notes or emits.
+--   publish, wake, FINISHED, enter, may_pass, leave, heal, stop_waiting, resume, resolve, keep_for_waiters, keep_until,
+--   approval_indices, approval_channels, close_approval, expire_approvals, withdraw_approvals, settle, remember, store_step,
+--   step_facts, is_buried, unbury, forget_approvals, forget, adopt, cancel_unstarted. A script ends with flush and publish
+--   where it uses what notes or emits.
 
 -- The server's clock in Unix ms, so that the clocks of the hosts do not matter.
 local function now()
@@ -190,6 +191,84 @@ local function wake(queue, time)
   end
 end
 
+local FINISHED = { SUCCESS = true, FAILURE = true, CANCELLED = true }
+
+-- Gates, see engine/gates.py: the unfinished tasks of a gate stand in it in the order in which they came, and the first
+-- `limit` of them may run. Names and limits of its gates are a task's field `gates`, a flat JSON array.
+--
+-- Puts a task behind the last of a gate. Returns how many stand before it.
+local function enter(gate, id)
+  local last = redis.call('ZREVRANGE', K.gate .. gate, 0, 0, 'WITHSCORES')
+  redis.call('ZADD', K.gate .. gate, (tonumber(last[2]) or 0) + 1, id)
+  return redis.call('ZCARD', K.gate .. gate) - 1
+end
+
+-- Whether all gates of a task let it run. One that a gate has lost goes to its end.
+local function may_pass(id, gates)
+  local list = cjson.decode(gates)
+  for at = 1, #list, 2 do
+    local before = redis.call('ZRANK', K.gate .. list[at], id) or enter(list[at], id)
+    if before >= list[at + 1] then return false end
+  end
+  return true
+end
+
+-- Whether the parent of a task is about to cancel it: it is cancelled itself, or has failed with another child of the group.
+local function is_doomed(parent, gates)
+  local record = redis.call('HMGET', K.task .. parent, 'status', 'cancel', 'failed_group')
+  if record[1] == 'CANCELLED' or record[2] then return true end
+  for _, gate in ipairs(record[3] and cjson.decode(gates) or {}) do
+    if gate == record[3] then return true end
+  end
+  return false
+end
+
+-- A gate has come to a task: it becomes ready, or is due when it was to be, unless another gate holds it. One that is about to
+-- be cancelled stays parked. Followed by `flush`.
+local function admit(id, time)
+  local record = redis.call('HMGET', K.task .. id, 'status', 'started_at', 'gates', 'queue', 'user_id', 'priority', 'cost',
+    'due_at', 'parent_id')
+  if record[1] ~= 'PENDING' or record[2] or not may_pass(id, record[3]) then return end
+  if record[9] and is_doomed(record[9], record[3]) then return end
+  local score = tonumber(record[8])
+  if not score or score <= time then
+    score = ready_new(record[4], record[5], record[6], record[7])
+    redis.call('HSET', K.task .. id, 'due_at', time)
+  end
+  redis.call('ZADD', queue_key(record[4]), score, id)
+  wake(record[4], time)
+end
+
+-- A task leaves its gates, and each lets in the one whose turn it is; that of a group that fails with its first failure lets
+-- in no more. Written at once: what follows in the same script must see who stands where. Followed by `flush`.
+local function leave(id, gates, failed, time)
+  local list = cjson.decode(gates)
+  for at = 1, #list, 2 do
+    local gate, limit = K.gate .. list[at], list[at + 1]
+    if failed and string.sub(list[at], 1, 10) == 'fail-fast:' then
+      local parent = K.task .. (redis.call('HGET', K.task .. id, 'parent_id') or '')
+      if redis.call('EXISTS', parent) == 1 then redis.call('HSET', parent, 'failed_group', list[at]) end
+    end
+    local before = redis.call('ZRANK', gate, id)
+    if before then
+      redis.call('ZREM', gate, id)
+      local next = before < limit and redis.call('ZRANGE', gate, limit - 1, limit - 1)
+      if next and next[1] then admit(next[1], time) end
+    end
+  end
+end
+
+-- Takes out of gates the first ones that are not there (any more): nothing else would. Followed by `flush`.
+local function heal(gates, time)
+  local list = cjson.decode(gates)
+  for at = 1, #list, 2 do
+    for _, member in ipairs(redis.call('ZRANGE', K.gate .. list[at], 0, math.min(list[at + 1], L.healed) - 1)) do
+      local status = redis.call('HGET', K.task .. member, 'status')
+      if not status or FINISHED[status] then leave(member, cjson.encode({ list[at], list[at + 1] }), false, time) end
+    end
+  end
+end
+
 -- Takes a task out of its wait, whatever comes of it next.
 local function stop_waiting(id, queue)
   redis.call('DEL', K.pending .. id)
@@ -197,14 +276,19 @@ local function stop_waiting(id, queue)
   redis.call('HINCRBY', K.counts .. queue, 'waiting', -1)
 end
 
--- A waiting task has something to do again. One that is not waiting (any more) is left alone. Followed by `flush`.
+-- A waiting task has something to do again, unless it has not begun and its gates hold it. One that is not waiting (any more)
+-- is left alone. Followed by `flush`.
 local function resume(id, time)
-  local record = redis.call('HMGET', K.task .. id, 'status', 'queue', 'priority', 'user_id')
+  local record = redis.call('HMGET', K.task .. id, 'status', 'queue', 'priority', 'user_id', 'gates')
   if record[1] ~= 'WAITING' then return end
   stop_waiting(id, record[2])
   redis.call('HSET', K.task .. id, 'status', 'PENDING', 'due_at', time)
-  redis.call('ZADD', queue_key(record[2]), ready_again(record[2], record[4], record[3]), id)
-  wake(record[2], time)
+  if record[5] and not may_pass(id, record[5]) then
+    redis.call('ZADD', queue_key(record[2]), time + L.park_ms, id)
+  else
+    redis.call('ZADD', queue_key(record[2]), ready_again(record[2], record[4], record[3]), id)
+    wake(record[2], time)
+  end
 end
 
 -- A task has ended, for which others wait. Each has a set of what it still waits for, so that an end that is told twice, or
@@ -298,10 +382,10 @@ local function withdraw_approvals(task, time)
   end
 end
 
--- What every end of a task does to its keys: out of the queue, result stored, kept until `ttl` ms from now. `...` are more
--- fields of the record; `awaited` says whether any task ever waited for it, or it ever asked for an approval. Followed by
+-- What every end of a task does to its keys: out of queue and gates, result stored, kept until `ttl` ms from now. `...` are
+-- more fields of the record; `awaited` says whether any task ever waited for it, or it ever asked for an approval. Followed by
 -- `flush`, and by `publish` behind what is emitted of the end.
-local function settle(id, queue, status, awaited, result, ttl, time, ...)
+local function settle(id, queue, status, awaited, gates, result, ttl, time, ...)
   later('ZREM', queue_key(queue), id)
   if awaited then ttl = keep_for_waiters(id, ttl, time) end
   later('ZADD', K.finished, time + ttl, id)
@@ -311,6 +395,7 @@ local function settle(id, queue, status, awaited, result, ttl, time, ...)
     withdraw_approvals(id, time)
     resolve(id, status ~= 'SUCCESS', time)
   end
+  if gates then leave(id, gates, status ~= 'SUCCESS', time) end
 end
 
 -- Notes the error of an attempt that is followed by another: `history` is the inside of a JSON array, shown in a dead letter.
@@ -416,10 +501,10 @@ end
 -- Ends a task that no worker holds, for a reason that needs no worker: CANCELLED. arq's clients read the result.
 local function cancel_unstarted(id, queue, time, ttl)
   local record = redis.call('HMGET', K.task .. id, 'task', 'user_id', 'project_id', 'enqueued_at', 'attempt', 'status',
-    'awaited')
+    'awaited', 'gates')
   if record[6] == 'WAITING' then stop_waiting(id, queue) end
   local error = '{"type":"TaskCancelled","message":"cancelled","retryable":false}'
-  settle(id, queue, 'CANCELLED', record[7], '{"t":' .. record[5] .. ',"f":' .. cjson.encode(record[1]) .. ',"a":[],"k":{},"et":'
+  settle(id, queue, 'CANCELLED', record[7], record[8], '{"t":' .. record[5] .. ',"f":' .. cjson.encode(record[1]) .. ',"a":[],"k":{},"et":'
     .. record[4] .. ',"s":false,"r":' .. error .. ',"st":' .. string.format('%.0f', time) .. ',"ft":'
     .. string.format('%.0f', time) .. ',"q":' .. cjson.encode(queue_key(queue)) .. ',"id":' .. cjson.encode(id) .. '}', ttl, time,
     'error', error)

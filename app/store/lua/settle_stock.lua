@@ -8,7 +8,7 @@
 -- returns: 1, or 0 when the record does not wait for it any more
 local id = ARGV[1]
 local time = now()
-local record = redis.call('HMGET', K.task .. id, 'status', 'queue', 'user_id', 'project_id', 'awaited')
+local record = redis.call('HMGET', K.task .. id, 'status', 'queue', 'user_id', 'project_id', 'awaited', 'gates')
 if record[1] ~= 'PENDING' and record[1] ~= 'RETRY' and record[1] ~= 'STARTED' and record[1] ~= 'WAITING' then return 0 end
 if redis.call('ZSCORE', queue_key(record[2]), id) or redis.call('EXISTS', K.result .. id) == 0 then return 0 end
 if record[1] == 'WAITING' then stop_waiting(id, record[2]) end
@@ -20,5 +20,6 @@ if record[5] then withdraw_approvals(id, time) end
 emit(channels_of(id, record[3], record[4]), ARGV[7], id, ARGV[8])
 publish(time)
 if record[5] then resolve(id, ARGV[2] ~= 'SUCCESS', time) end
+if record[6] then leave(id, record[6], ARGV[2] ~= 'SUCCESS', time) end
 flush()
 return 1

@@ -10,7 +10,6 @@
 local FIELDS = 10
 local time = now()
 local running, waiting, ready = {}, {}, {}
-local FINISHED = { SUCCESS = true, FAILURE = true, CANCELLED = true }
 
 -- Whether a subject has come about, and whether as a failure. What is not there (any more) never will.
 local function look(id, subject)
