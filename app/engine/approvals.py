@@ -42,8 +42,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from app.engine.job import moment
+from app.engine.policy import MAX_DELAY_S
 from app.engine.steps import Entry, Steps
-from app.engine.submissions import LABEL, MAX_DELAY_S
+from app.engine.submissions import LABEL
 from app.engine.waits import Waits
 from app.errors import ApprovalExpired, ApprovalWithdrawn, InvalidInput, InvalidResult, TooLarge
 from app.store.approval_scripts import Ask

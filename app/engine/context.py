@@ -19,7 +19,7 @@ from pydantic_core import from_json, to_json
 
 from app.engine.approvals import DEFAULT_EXPIRY, ApprovalRequest, Approvals, ApprovalServices, Decision
 from app.engine.events import TYPE, event_json, stream_name
-from app.engine.gates import PLAIN, KeyPolicy, OnBusy
+from app.engine.gates import OnBusy, policy_of
 from app.engine.limits import Guest, Quota, Quotas
 from app.engine.outcomes import HandedBack, Suspended
 from app.engine.registry import Task
@@ -365,10 +365,8 @@ class TaskContext:
         return await asyncio.get_running_loop().run_in_executor(self._services.executor, context.run, call)
 
     def reporter(self) -> Reporter:
-        """A plain function `(current, total, label)` that may be called from a thread; the loop emits the progress.
-
-        When it is called faster than progress can be written, only the latest is.
-        """
+        """A plain function `(current, total, label)` that may be called from a thread; the loop emits the progress, or
+        of progress that comes faster than it can be written the latest."""
         reporter = ThreadReporter(self.progress, asyncio.get_running_loop())
         self._reporters.append(reporter)
         return reporter
@@ -386,7 +384,7 @@ class TaskContext:
             delay_s=call.delay.total_seconds(),
             priority=call.priority,
             key=call.key,
-            policy=PLAIN if call.on_busy is OnBusy.QUEUE else KeyPolicy(OnBusy(call.on_busy)),
+            policy=policy_of(call.on_busy),
             project_id=info.project_id,
             tags=info.tags,
             parent_id=info.task_id,

@@ -142,6 +142,11 @@ class KeyBusy(Conflict):
 PLAIN: Final = KeyPolicy()
 
 
+def policy_of(on_busy: OnBusy) -> KeyPolicy:
+    """What holds under a key that says no more than this."""
+    return PLAIN if on_busy is OnBusy.QUEUE else KeyPolicy(OnBusy(on_busy))
+
+
 def gating(
     user_id: str, key: str | None, policy: KeyPolicy, group: tuple[str, int] | None, *, awaited: bool, ttl_ms: int
 ) -> Gating | None:

@@ -19,10 +19,10 @@ LUA_DIR = Path(__file__).parent / "lua"
 LIBRARIES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("reserve_quota", "settle_quota", "park_quota", "quota_stats"), ("quota",)),
     "cancel": ("cancelling",),
-    **dict.fromkeys(("enqueue", "fire_schedule"), ("cancelling", "keyed")),
+    **dict.fromkeys(("enqueue_keyed", "fire_schedule"), ("cancelling", "keyed")),
 }
 """Whose functions a script may use besides those of `lib.lua`."""
-INCLUDES = {"fire_schedule": ("enqueue",)}
+INCLUDES = dict.fromkeys(("enqueue_keyed", "fire_schedule"), ("enqueue",))
 """Scripts that another one calls as functions of its own, which take its ARGV as a table."""
 
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)

@@ -123,7 +123,8 @@ class Scripts:
         for group in groups:
             args.append(len(group))
             args.extend(chain.from_iterable(task.args() for task in group))
-        replies: list[list[Any]] = await self._run("enqueue", args)
+        keyed = any(task.gating is not None for group in groups for task in group)
+        replies: list[list[Any]] = await self._run("enqueue_keyed" if keyed else "enqueue", args)
         return replies
 
     async def claim(

@@ -27,7 +27,9 @@ def scripts(redis: Redis) -> Scripts:
 
 def turn(task_id: str, on_busy: str = "queue", **options: Any) -> NewTask:
     """A task of ada's under the key."""
-    changes = {name: options.pop(name) for name in ("task", "payload", "delay_ms", "parent_id") if name in options}
+    changes = {
+        name: options.pop(name) for name in ("task", "payload", "delay_ms", "parent_id", "extra") if name in options
+    }
     changes |= {name: options.pop(name) for name in ("idempotency_key", "fingerprint") if name in options}
     gates = ((GATE, 1), *options.pop("more", ()))
     return new_task(task_id, gating=Gating(gates, KEY, on_busy, ttl_ms=DAY_MS, **options), **changes)
@@ -393,3 +395,37 @@ async def test_a_throttled_task_waits_for_its_turn_and_its_time(scripts: Scripts
     assert await due_in_ms(redis, "t2") > PARK_MS / 2
     await end(scripts, held)
     assert 0 < await due_in_ms(redis, "t2") <= 10_000
+
+
+async def test_a_task_that_is_to_begin_after_another_waits_for_that_and_for_its_gate(
+    scripts: Scripts, redis: Redis
+) -> None:
+    after = b'["after","first"]'
+    await put(scripts, new_task("first"), turn("t1"), turn("t2", extra=after), turn("t3"))
+    first, t1 = await claim(scripts)
+    await end(scripts, first)
+    assert await redis.hget(keys.task("t2"), "status") == b"PENDING"
+    assert await ids(scripts) == []
+    await end(scripts, t1)
+    (t2,) = await claim(scripts)
+    assert t2.id == "t2"
+    await end(scripts, t2)
+    assert await ids(scripts) == ["t3"]
+
+
+async def test_a_task_whose_wait_for_others_is_over_still_waits_for_its_gate(scripts: Scripts, redis: Redis) -> None:
+    await put(scripts, new_task("first"), turn("t1"), turn("t2", extra=b'["after","first"]'))
+    _, t1 = await claim(scripts)
+    await look_at(redis, "t2")
+    assert await ids(scripts) == []
+    await end(scripts, t1)
+    assert await ids(scripts) == ["t2"]
+    assert await redis.hget(keys.PREFIXES["counts"] + "default", "waiting") == b"0"
+
+
+async def test_a_task_that_is_replaced_before_it_could_wait_stays_cancelled(scripts: Scripts, redis: Redis) -> None:
+    await put(scripts, new_task("first"))
+    await reply_of(scripts, turn("t1", extra=b'["after","first"]'), turn("t2", "replace"))
+    assert await redis.hget(keys.task("t1"), "status") == b"CANCELLED"
+    assert not await redis.exists(keys.PREFIXES["pending"] + "t1")
+    assert await ids(scripts) == ["first", "t2"]

@@ -9,7 +9,8 @@ import pytest
 from app.store.assembly import INCLUDES, LIBRARIES, LUA_DIR, assemble, assemble_text
 from app.store.scripts import limits
 
-NAMES = sorted(path.stem for path in LUA_DIR.glob("*.lua") if path.stem not in {"lib", *LIBRARIES.values()})
+NO_SCRIPTS = {"lib", *(name for names in LIBRARIES.values() for name in names)}
+NAMES = sorted(path.stem for path in LUA_DIR.glob("*.lua") if path.stem not in NO_SCRIPTS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,6 +38,11 @@ def test_a_name_that_is_not_there_is_an_error_and_no_empty_key() -> None:
         assemble_text("return K.tsak", limits())
 
 
-def test_an_included_script_is_a_function() -> None:
-    ((outer, (inner,)),) = INCLUDES.items()
+@pytest.mark.parametrize(("outer", "inner"), [(outer, inner) for outer, names in INCLUDES.items() for inner in names])
+def test_an_included_script_is_a_function(outer: str, inner: str) -> None:
     assert f"local function {inner}(ARGV)" in assemble(outer, limits())
+
+
+def test_enqueuing_a_plain_task_defines_nothing_of_keys() -> None:
+    assert "local function look_under_key" in assemble("enqueue_keyed", limits())
+    assert not re.search(r"local function (look_under_key|cancel_all|may_pass)", assemble("enqueue", limits()))

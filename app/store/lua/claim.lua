@@ -113,7 +113,7 @@ local function take(id, queue)
     fields[14] = '1'
   end
   -- An arq client that aborts a parked task makes it ready.
-  if fields[18] and status == 'PENDING' and not fields[14] and is_parked(id, fields[18]) then
+  if fields[19] and status == 'PENDING' and not fields[14] and is_parked(id, fields[19]) then
     redis.call('ZADD', queue_key(queue), time + L.park_ms, id)
     return false
   end

@@ -3,6 +3,9 @@
 -- Tasks come in groups; a group is accepted as a whole or not at all, and groups do not affect each other. Several
 -- requests that are ready at once share one call this way.
 --
+-- What a key or a group asks of a task is done by the functions of keyed.lua, which only a script has that takes such tasks
+-- (enqueue_keyed): to define them costs more than to enqueue a plain task.
+--
 -- KEYS: none
 -- ARGV: max_depth, then for each group: number of tasks, then for each task 20 values:
 --   id, task, queue, payload, at (Unix ms, or '' for now), delay_ms, priority, user, project, parent, root, tags
@@ -97,9 +100,7 @@ local function write_record(at, id, due, asked)
     for _, value in ipairs(cjson.decode(ARGV[at + 14])) do fields[#fields + 1] = value end
   end
   redis.call('HSET', K.task .. id, unpack(fields))
-  if asked and asked.gates[1] then redis.call('HSET', K.task .. id, 'gates', cjson.encode(asked.gates)) end
-  if asked and asked.key then redis.call('HSET', K.task .. id, 'key', asked.key) end
-  if asked and asked.debounce then redis.call('HSET', K.task .. id, 'debounce_until', time + asked.debounce[2]) end
+  if asked then note_policy(id, asked, time) end
 end
 
 local stamp = string.format('%.0f', time) .. ':'
@@ -125,22 +126,20 @@ local function soonest_of(queue)
   return soonest[queue]
 end
 
--- A sleeper knows when the next task is due that it saw; an earlier one must be told.
-local function write_due(queue, id, due, ready)
-  if due < soonest_of(queue) then
-    soonest[queue] = due
-    ready[queue] = true
-  end
-  later('ZADD', queue_key(queue), due, id)
-end
-
-local function write_schedule(at, id, due, ready)
-  local queue = ARGV[at + 2]
-  if due <= time then
+-- Puts a task into its queue. One that its gates hold is parked.
+local function write_schedule(at, queue, id, due, ready, parked)
+  if parked then
+    later('ZADD', queue_key(queue), time + L.park_ms, id)
+  elseif due <= time then
     later('ZADD', queue_key(queue), ready_new(queue, ARGV[at + 7], ARGV[at + 6], ARGV[at + 18]), id)
     ready[queue] = true
   else
-    write_due(queue, id, due, ready)
+    -- A sleeper knows when the next task is due that it saw; an earlier one must be told.
+    if due < soonest_of(queue) then
+      soonest[queue] = due
+      ready[queue] = true
+    end
+    later('ZADD', queue_key(queue), due, id)
   end
 end
 
@@ -179,15 +178,6 @@ local function replay(letter, id, takes_steps)
   redis.call('PEXPIRE', key, L.idempotency_ttl_ms)
 end
 
--- Puts a task into its queue, where its gates let it run; else it is parked.
-local function write_place(at, id, due, ready, passes)
-  if passes then
-    write_schedule(at, id, due, ready)
-  else
-    later('ZADD', queue_key(ARGV[at + 2]), time + L.park_ms, id)
-  end
-end
-
 -- A task that is to begin when others have ended waits for those that have not. `names` are the ids that tasks of the group
 -- have got, where others stand for them. A later one of the group may have replaced it already.
 local function write_wait(at, after, names, ready, gates)
@@ -205,7 +195,7 @@ local function write_wait(at, after, names, ready, gates)
       past[#past + 1] = task
     end
   end
-  if pending == 0 then return write_place(at, id, time, ready, not gates or may_pass(id, cjson.encode(gates))) end
+  if pending == 0 then return write_schedule(at, queue, id, time, ready, gates and is_held(id, gates)) end
   local deadline, shown = time + L.after_ms, '{"kind":"tasks","step":"after","count":' .. pending
   redis.call('HSET', K.task .. id, 'status', 'WAITING', 'waiting_for', shown .. '}', 'wait_until', deadline)
   -- The others may end long after these, whose results are wanted then.
@@ -223,30 +213,20 @@ local function note_key(at, id)
   end
 end
 
--- When a task is due that its key holds back, or was to be anyway.
-local function due_of(at, asked)
-  if asked and asked.debounce then return time + math.min(asked.debounce[1], asked.debounce[2]) end
-  if asked and asked.throttle then
-    redis.call('SET', asked.free[1], string.format('%.0f', asked.free[2]), 'PX', string.format('%.0f', asked.free[2] - time))
-    return asked.due
-  end
-  return tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
-end
-
--- Returns the ids that are still to be cancelled.
+-- Returns the ids that are still to be cancelled, if any.
 local function write(at, ready, waiting, asked)
   local id, user = ARGV[at], ARGV[at + 7]
   local rest = asked and asked.busy == 'replace' and replace_others(asked, time)
-  local due = due_of(at, asked)
+  local due = asked and due_under_key(asked, time) or tonumber(ARGV[at + 4]) or time + tonumber(ARGV[at + 5])
   write_record(at, id, due, asked)
   redis.call('SET', K.job .. id, ARGV[at + 3])
   if ARGV[at + 16] ~= '' then replay(ARGV[at + 16], id, ARGV[at + 17] == '1') end
   write_indices(at, id)
-  local after, passes = after_of(at), not asked or may_start(asked.gates, id)
+  local after, parked = after_of(at), asked and not may_start(asked.gates, id)
   if after then
     waiting[#waiting + 1] = { at, after, asked and asked.gates }
   else
-    write_place(at, id, due, ready, passes)
+    write_schedule(at, ARGV[at + 2], id, due, ready, parked)
   end
   depth[ARGV[at + 2]] = depth_of(ARGV[at + 2]) + 1
   note_key(at, id)
@@ -256,27 +236,15 @@ local function write(at, ready, waiting, asked)
   redis.call('RPUSH', channels[1], first_id .. ' task_queued ' .. id .. ' ' .. payload)
   table.remove(channels, 1)
   emit(channels, 'task_queued', id, payload)
-  return rest or {}
+  return rest
 end
 
--- The task that stands for a submission gets its parameters, and waits for the next again, up to its bound.
-local function change(at, id, asked, ready)
-  local record = redis.call('HMGET', K.task .. id, 'queue', 'user_id', 'project_id', 'gates', 'debounce_until', 'due_at')
-  local due = math.min(time + asked.debounce[1], tonumber(record[5]))
-  redis.call('SET', K.job .. id, ARGV[at + 3])
-  if due > time then
-    redis.call('HSET', K.task .. id, 'due_at', due)
-    if may_pass(id, record[4]) then write_due(record[1], id, due, ready) end
-  end
-  emit(channels_of(id, record[2], record[3]), 'task_debounced', id, '{"next_attempt_at":"'
-    .. iso(due > time and due or tonumber(record[6])) .. '"}')
-end
-
--- A submission for which another task stands. It is remembered for as long as its call may be repeated.
-local function merge(item, ready)
-  note_key(item.at, item.merged)
-  redis.call('SET', K.merged .. ARGV[item.at], item.merged, 'PX', L.merged_ttl_ms)
-  if item.changes then change(item.at, item.merged, item.asked, ready) end
+-- A submission for which another task stands.
+local function merge(at, item, ready)
+  note_key(at, item.merged)
+  note_merged(ARGV[at], item.merged)
+  local queue, due = change(item, ARGV[at + 3], time)
+  if due then write_schedule(at, queue, item.merged, due, ready) end
 end
 
 -- Two tasks of one group under one key: the second is the first again. `made` holds fingerprint and id by key.
@@ -288,44 +256,46 @@ local function twin(at, made)
   return nil, first[2]
 end
 
-local function is_full(fresh)
+local function is_full(fresh, keyed)
   local more = {}
   for _, at in ipairs(fresh) do
     local queue = ARGV[at + 2]
-    more[queue] = (more[queue] or 0) + 1
-    if depth_of(queue) + more[queue] > max_depth then return queue end
+    if not (keyed[at] and keyed[at].merged) then more[queue] = (more[queue] or 0) + 1 end
+    if depth_of(queue) + (more[queue] or 0) > max_depth then return queue end
   end
 end
 
 local function accept(first, count, ready)
-  local made, plan, reply, fresh, items, waiting, names = {}, new_plan(), { 'ok', time }, {}, {}, {}, {}
+  local made, reply, fresh, waiting, names, keyed, plan = {}, { 'ok', time }, {}, {}, {}, {}, nil
   for n = 0, count - 1 do names[ARGV[first + n * FIELDS]] = ARGV[first + n * FIELDS] end
   for n = 0, count - 1 do
     local at = first + n * FIELDS
-    local id, key = ARGV[at], ARGV[at + 12]
+    local id, key, item = ARGV[at], ARGV[at + 12], nil
     local refusal, old = twin(at, made)
     if not refusal and not old then refusal, old = check(at, names) end
-    local item = { at = at, number = n + 3 }
     if not refusal and not old and ARGV[at + 19] ~= '' then
-      item.asked = cjson.decode(ARGV[at + 19])
-      refusal, item.merged, item.changes = look_under_key(item.asked, id, ARGV[at + 1], ARGV[at + 7], ARGV[at + 9], plan, time)
+      plan = plan or new_plan()
+      item = { asked = cjson.decode(ARGV[at + 19]), row = n + 3 }
+      refusal = look_under_key(item, id, ARGV[at + 1], ARGV[at + 7], ARGV[at + 9], plan, time)
+      keyed[at] = item
     end
     if refusal then return refusal end
     if old == id then reply[2] = 0 end
-    if not old then items[#items + 1] = item end
-    if not old and not item.merged then fresh[#fresh + 1] = at end
-    old = old or item.merged
+    if not old then fresh[#fresh + 1] = at end
+    old = old or item and item.merged
     reply[n + 3] = { old or id, (old or id) == id and 1 or 0 }
     names[id] = old or id
     if key ~= '' then made[pair(ARGV[at + 7], key)] = { ARGV[at + 13], old or id } end
   end
-  local full = is_full(fresh)
+  local full = is_full(fresh, keyed)
   if full then return { 'full', full } end
-  for _, item in ipairs(items) do
-    if item.merged then
-      merge(item, ready)
+  for _, at in ipairs(fresh) do
+    local item = keyed[at]
+    if item and item.merged then
+      merge(at, item, ready)
     else
-      for _, id in ipairs(write(item.at, ready, waiting, item.asked)) do table.insert(reply[item.number], id) end
+      local rest = write(at, ready, waiting, item and item.asked)
+      for _, id in ipairs(rest or {}) do table.insert(reply[item.row], id) end
     end
   end
   for _, item in ipairs(waiting) do write_wait(item[1], item[2], names, ready, item[3]) end

@@ -7,7 +7,8 @@
 -- ARGV: none of its own; a task's options are a JSON object: `gates` (names and limits, flat, that of the key first), and of
 --   one with a key `key`, `busy` (queue, reject, join, replace, parallel), `debounce` ([quiet_ms, longest_ms]), `throttle`
 --   ([interval_ms, burst, longest_ms]), `awaited` (its parent waits for it), `ttl` (how long what it replaces is kept, ms)
--- returns: nothing; defines new_plan, look_under_key, replace_others, may_start
+-- returns: nothing; defines new_plan, look_under_key, replace_others, may_start, is_held, due_under_key, note_policy,
+--   note_merged, change
 
 -- Unfinished tasks of a key, the newest first, among which one of a type is looked for.
 local SCANNED = 1000
@@ -66,12 +67,12 @@ local function take_start(asked, user, plan, time)
   asked.due, asked.free = due, { name, plan.free[name] }
 end
 
--- Returns an error reply, or the id of the task that stands for this one, and whether that gets its parameters; nothing for
--- one that is to be made, which then stands in the plan.
-local function look_under_key(asked, id, task, user, parent, plan, time)
-  local merged = redis.call('GET', K.merged .. id)
-  if merged then return nil, merged end
-  if not asked.key then return end
+-- Looks at a task of a group: `item.asked` are its options. Returns an error reply; or notes in `item.merged` the id of the task
+-- that stands for this one, and in `item.changes` whether that gets its parameters; or plans that it is made.
+local function look_under_key(item, id, task, user, parent, plan, time)
+  local asked = item.asked
+  item.merged = redis.call('GET', K.merged .. id) or nil
+  if item.merged or not asked.key then return end
   local gate = asked.gates[1]
   local planned = gate and plan.of_type[gate .. '\n' .. task]
   if asked.awaited or asked.busy == 'replace' then
@@ -83,10 +84,16 @@ local function look_under_key(asked, id, task, user, parent, plan, time)
     if other then return { 'busy', asked.key, other } end
   elseif asked.busy == 'join' then
     local other = planned and planned.id or (not plan.replaced[gate] and newest(gate, task, can_be_joined))
-    if other then return nil, other end
+    if other then
+      item.merged = other
+      return
+    end
   elseif asked.debounce then
     local other = planned and planned.debounced or (not plan.replaced[gate] and newest(gate, task, can_be_changed))
-    if other then return nil, other, true end
+    if other then
+      item.merged, item.changes = other, true
+      return
+    end
   end
   if asked.throttle then
     local refusal = take_start(asked, user, plan, time)
@@ -122,4 +129,44 @@ local function may_start(gates, id)
     if enter(gates[at], id) >= gates[at + 1] then passes = false end
   end
   return passes
+end
+
+-- Whether the gates in which a task stands hold it.
+local function is_held(id, gates)
+  return not may_pass(id, cjson.encode(gates))
+end
+
+-- When a task is due that its key holds back; nothing for any other.
+local function due_under_key(asked, time)
+  if asked.debounce then return time + math.min(asked.debounce[1], asked.debounce[2]) end
+  if asked.throttle then
+    redis.call('SET', asked.free[1], string.format('%.0f', asked.free[2]), 'PX', string.format('%.0f', asked.free[2] - time))
+    return asked.due
+  end
+end
+
+local function note_policy(id, asked, time)
+  if asked.gates[1] then redis.call('HSET', K.task .. id, 'gates', cjson.encode(asked.gates)) end
+  if asked.key then redis.call('HSET', K.task .. id, 'key', asked.key) end
+  if asked.debounce then redis.call('HSET', K.task .. id, 'debounce_until', time + asked.debounce[2]) end
+end
+
+-- Remembers which task stands for a submission, for as long as its call may be repeated.
+local function note_merged(id, other)
+  redis.call('SET', K.merged .. id, other, 'PX', L.merged_ttl_ms)
+end
+
+-- The task that stands for a submission gets its parameters and is put off again, up to its bound. Returns its queue and when
+-- it is due, where its place is to change.
+local function change(item, payload, time)
+  if not item.changes then return end
+  local id = item.merged
+  local record = redis.call('HMGET', K.task .. id, 'queue', 'user_id', 'project_id', 'gates', 'debounce_until', 'due_at')
+  local due = math.min(time + item.asked.debounce[1], tonumber(record[5]))
+  redis.call('SET', K.job .. id, payload)
+  emit(channels_of(id, record[2], record[3]), 'task_debounced', id, '{"next_attempt_at":"'
+    .. iso(due > time and due or tonumber(record[6])) .. '"}')
+  if due <= time then return end
+  redis.call('HSET', K.task .. id, 'due_at', due)
+  if may_pass(id, record[4]) then return record[1], due end
 end
