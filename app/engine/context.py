@@ -290,10 +290,9 @@ class TaskContext:
     ) -> list[Any]:
         """Run up to 10,000 tasks as children and wait for all; their results in the order of the calls.
 
-        At most `limit` of them run at once, in the order of the calls; all of them without one.
-        `on_error` says what happens when one fails: the rest is cancelled and `ChildFailed` raised at once, raised
-        when all have ended, or put in the place of its result. Raises `WaitTimeout` (what has not ended is cancelled),
-        and `TooLarge` when the results together exceed 8 MiB.
+        At most `limit` run at once. `on_error` says what happens when one fails: the rest is cancelled and
+        `ChildFailed` raised at once, raised when all have ended, or put in the place of its result. Raises
+        `WaitTimeout` (the rest is cancelled), and `TooLarge` when the results together exceed 8 MiB.
         """
         name = f"call {calls[0].name}" if len(calls) == 1 else f"gather {len(calls)} tasks"
         return await self._waits.tasks(name, calls, OnError(on_error), timeout, limit)

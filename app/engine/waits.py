@@ -51,6 +51,7 @@ from typing import Any, NoReturn, Protocol
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from app.engine.awaited import Awaited
 from app.engine.gates import OnBusy
 from app.engine.job import Status
 from app.engine.outcomes import HandedBack, Suspended
@@ -172,27 +173,6 @@ class Waiter:
     leave: Callable[[Suspended | HandedBack], None]
 
 
-@dataclass(slots=True)
-class _Awaited:
-    """Tasks that a wait is for: those `made` for it, but for `others` that stand for them, by their place (as text)."""
-
-    made: list[str]
-    others: dict[str, str] = field(default_factory=dict)
-    own: bool = True
-
-    @property
-    def ids(self) -> list[str]:
-        return [self.others.get(str(place), made) for place, made in enumerate(self.made)]
-
-    def late(self, ends: Sequence[End | None]) -> list[str]:
-        """What is to be cancelled when the wait is over: children of its own that have not ended.
-
-        The last first: under a limit, those that it holds back must be gone before one of those before them is.
-        """
-        late = [made for place, made in enumerate(self.made) if ends[place] is None and str(place) not in self.others]
-        return late[::-1] if self.own else []
-
-
 class Waits:
     """The waits of one attempt."""
 
@@ -214,7 +194,7 @@ class Waits:
         entry = await self._steps.enter(name)
         if not calls:
             return []
-        children = _Awaited([child_id(self._waiter.task_id, entry.number, index) for index in range(len(calls))])
+        children = Awaited([child_id(self._waiter.task_id, entry.number, index) for index in range(len(calls))])
         if entry.wait is not None:
             children.others = from_json(entry.wait[entry.wait.index(b" ") :]).get("others", {})
         elif entry.result is None:
@@ -226,16 +206,14 @@ class Waits:
         ends = await self._ends(entry, children, on_error, timeout_ms)
         return _values(ends, calls, on_error)
 
-    async def _start(self, calls: Sequence[Call], children: _Awaited, gate: tuple[str, int] | None) -> None:
+    async def _start(self, calls: Sequence[Call], children: Awaited, gate: tuple[str, int] | None) -> None:
         """Enqueue all children; notes which of them others stand for."""
         me = self._waiter
         wanted = [
             replace(me.child(call, made), group=gate, awaited=True)
             for call, made in zip(calls, children.made, strict=True)
         ]
-        started = await self._services.start_many(wanted, me.user_id, me.correlation_id)
-        pairs = zip(children.made, started, strict=True)
-        children.others = {str(index): found for index, (made, found) in enumerate(pairs) if found != made}
+        children.stand_in(await self._services.start_many(wanted, me.user_id, me.correlation_id))
 
     async def ends(self, name: str, task_ids: Sequence[str], timeout: timedelta) -> list[End]:
         """Wait until tasks of the same user have ended; see `TaskContext.join`."""
@@ -246,7 +224,7 @@ class Waits:
         if entry.result is None and entry.wait is None:
             # They must be there, and of the same user.
             await self._services.read_ends(task_ids, self._waiter.user_id)
-        return await self._ends(entry, _Awaited(list(task_ids), own=False), OnError.COLLECT, timeout_ms)
+        return await self._ends(entry, Awaited(list(task_ids), own=False), OnError.COLLECT, timeout_ms)
 
     async def predecessors(self, task_ids: Sequence[str]) -> list[End]:
         """How the tasks ended after which this one began; see `TaskContext.predecessors`."""
@@ -292,7 +270,7 @@ class Waits:
         """Wait for something else that has a record of its own; the caller has looked at it before."""
         await self._leave(entry, (subject,), timeout_ms, waiting_for)
 
-    async def _ends(self, entry: Entry, children: _Awaited, on_error: OnError, timeout_ms: int) -> list[End]:
+    async def _ends(self, entry: Entry, children: Awaited, on_error: OnError, timeout_ms: int) -> list[End]:
         """How the tasks ended, when all have, or one has failed and that is enough."""
         stored, ids = entry.result, children.ids
         if stored is None and entry.wait is not None:
@@ -304,7 +282,7 @@ class Waits:
             await self._leave(entry, subjects, timeout_ms, shown, fail_fast=fail_fast, others=children.others)
         return _ENDS.validate_python(_value_or_timeout(entry.name, stored, timeout_ms))
 
-    async def _look(self, entry: Entry, children: _Awaited, on_error: OnError, timeout_ms: int) -> bytes | None:
+    async def _look(self, entry: Entry, children: Awaited, on_error: OnError, timeout_ms: int) -> bytes | None:
         """Store the outcome of a wait for tasks, if it has one by now."""
         ends = await self._services.read_ends(children.ids, self._waiter.user_id)
         ended = [end for end in ends if end is not None]
