@@ -103,7 +103,9 @@ async def _answer(ctx: TaskContext, answer: Any, params: Any) -> Any:
     if isinstance(answer, Later):
         await ctx.sleep(answer.after)
         return await _answer(ctx, answer.answer, params)
-    if isinstance(answer, BaseException) or (isinstance(answer, type) and issubclass(answer, BaseException)):
+    if isinstance(answer, type) and issubclass(answer, BaseException):
+        raise answer("as the test wants it")
+    if isinstance(answer, BaseException):
         raise answer
     if not callable(answer):
         return answer

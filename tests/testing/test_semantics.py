@@ -31,7 +31,7 @@ class Part(BaseModel):
 
 @task("sem.wide")
 async def wide(ctx: TaskContext, params: Nothing) -> list[Any]:
-    return await ctx.gather([Call("part.run", {"n": n}, priority=n) for n in range(4)])
+    return await ctx.gather([Call("part.run", {"n": n}, priority=n % 3) for n in range(4)])
 
 
 @task("sem.failing")
@@ -88,6 +88,12 @@ async def recursive(ctx: TaskContext, params: Part) -> int:
     return 1 + await ctx.call(recursive, Part(n=params.n - 1))
 
 
+@task("sem.metered")
+async def metered(ctx: TaskContext, params: Nothing) -> None:
+    async with ctx.quota("llm", tokens=5):
+        pass
+
+
 async def zero() -> int:
     return 0
 
@@ -101,7 +107,7 @@ async def test_a_task_is_entered_once_when_all_that_it_waits_for_has_ended() -> 
 async def test_children_of_a_higher_priority_run_first() -> None:
     order: list[int] = []
     await run_task(wide, Nothing(), children={"part.run": lambda params: order.append(params["n"])})
-    assert order == [3, 2, 1, 0]
+    assert order == [2, 1, 0, 3]
 
 
 async def test_the_first_failure_cancels_what_runs_and_a_cancelled_task_starts_nothing() -> None:
@@ -145,6 +151,11 @@ async def test_bounds_are_those_of_the_engine() -> None:
     run = await run_task(wide, Nothing(), children={"part.run": "x" * 2_500_000})
     assert run.error is not None
     assert run.error.type == "TooLarge"
+
+
+async def test_a_call_that_does_not_say_what_it_used_used_what_it_reserved() -> None:
+    run = await run_task(metered, Nothing())
+    assert [(use.tokens, use.used_tokens) for use in run.quotas] == [(5, None)]
 
 
 async def test_whoever_has_the_scope_decides() -> None:
