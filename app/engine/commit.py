@@ -17,7 +17,7 @@ from loguru import logger
 
 from app.engine.batch import Batcher
 from app.store.connection import REFUSED_FOR_NOW
-from app.store.items import Emit, Finish, Reschedule, StepRecord, Suspend
+from app.store.items import Emit, Finish, Reschedule, StepRecord, Suspend, TakeEvent
 from app.store.scripts import Scripts
 from app.telemetry import metrics
 
@@ -25,6 +25,7 @@ EVENT_PATIENCE_S = 30.0
 PAUSES_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 Item = TypeVar("Item")
+Reply = TypeVar("Reply")
 
 
 class Committer:
@@ -36,6 +37,7 @@ class Committer:
         self._reschedules: Batcher[Reschedule, int] = Batcher(self._reschedule, weigh=lambda item: len(item.error))
         self._suspends: Batcher[Suspend, int] = Batcher(self._suspend, weigh=lambda item: 64 * len(item.subjects))
         self._steps: Batcher[StepRecord, int] = Batcher(self._record, weigh=lambda item: len(item.result))
+        self._takes: Batcher[TakeEvent, list[bytes]] = Batcher(self._take, weigh=lambda item: 64)
         self._emits: Batcher[Emit, int] = Batcher(self._emit, weigh=lambda item: len(item.payload))
 
     def finish(self, item: Finish) -> Awaitable[int]:
@@ -58,9 +60,13 @@ class Committer:
         """Store the result of a step. 0 when the lease was lost and nothing was written."""
         return self._steps.submit(item)
 
+    def take_event(self, item: TakeEvent) -> Awaitable[list[bytes]]:
+        """Take an event from outside as the result of a step; see `take_event.lua` for the reply."""
+        return self._takes.submit(item)
+
     async def drain(self) -> None:
         """Wait until everything is written."""
-        for batcher in (self._emits, self._steps, self._suspends, self._reschedules, self._finishes):
+        for batcher in (self._emits, self._steps, self._takes, self._suspends, self._reschedules, self._finishes):
             await batcher.drain()
 
     async def _finish(self, items: Sequence[Finish]) -> list[int]:
@@ -76,13 +82,16 @@ class Committer:
     async def _record(self, items: Sequence[StepRecord]) -> list[int]:
         return await _insist(self._scripts.record_step, items, None)
 
+    async def _take(self, items: Sequence[TakeEvent]) -> list[list[bytes]]:
+        return await _insist(self._scripts.take_event, items, None)
+
     async def _emit(self, items: Sequence[Emit]) -> list[int]:
         return await _insist(self._scripts.emit, items, EVENT_PATIENCE_S)
 
 
 async def _insist(
-    call: Callable[[Sequence[Item]], Awaitable[list[int]]], items: Sequence[Item], patience_s: float | None
-) -> list[int]:
+    call: Callable[[Sequence[Item]], Awaitable[list[Reply]]], items: Sequence[Item], patience_s: float | None
+) -> list[Reply]:
     """Call until Redis answers, for `patience_s` (None: for ever)."""
     began = time.monotonic()
     tries = 0

@@ -16,7 +16,7 @@ from app.engine.submissions import Submission
 from app.engine.waits import End
 from app.errors import Gone, LeaseLost, NotFound, TooLarge
 from app.store.approval_scripts import ApprovalScripts, Ask
-from app.store.items import Emit, StepRecord
+from app.store.items import Emit, StepRecord, TakeEvent
 from app.store.scripts import Scripts
 from app.telemetry import metrics
 
@@ -97,7 +97,7 @@ class WorkerServices:
 
     async def take_event(self, item: StepRecord, event: str) -> bytes | None:
         """Take an event from the task's inbox; see `waits.WaitServices`."""
-        reply = await self._scripts.take_event(item, event)
+        reply = await self._committer.take_event(TakeEvent(item, event))
         if reply[0] == b"stale":
             raise LeaseLost(f"task {item.id} took no event {event!r}: its lease is lost")
         return reply[1] if reply[0] == b"ok" else None

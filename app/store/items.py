@@ -158,6 +158,18 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeEvent:
+    """An event from outside that becomes the result of a step: `step.result`, then the event's payload and `}`."""
+
+    step: StepRecord
+    event: str
+
+    def args(self) -> tuple[Arg, ...]:
+        """The flat form of the script."""
+        return (*self.step.args(), self.event)
+
+
+@dataclass(frozen=True, slots=True)
 class Suspend:
     """An attempt that ends in a wait; fields in the order in which `suspend.lua` reads them."""
 

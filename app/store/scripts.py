@@ -18,7 +18,7 @@ from redis.exceptions import NoScriptError
 
 from app.store import keys
 from app.store.assembly import assemble
-from app.store.items import Arg, Delivery, Emit, Finish, NewTask, Reschedule, StepRecord, Suspend
+from app.store.items import Arg, Delivery, Emit, Finish, NewTask, Reschedule, StepRecord, Suspend, TakeEvent
 
 BAND = 2**38
 """Numbers in the band of a priority, among the scores of ready tasks; a score of at least this is a time (from 1978
@@ -179,10 +179,11 @@ class Scripts:
         reply: list[bytes] = await self._run("deliver_event", item.args())
         return reply
 
-    async def take_event(self, item: StepRecord, event: str) -> list[bytes]:
-        """Take the oldest event of a name and store it as the result of a step; see the script for the reply."""
-        reply: list[bytes] = await self._run("take_event", [*item.args(), event])
-        return reply
+    async def take_event(self, items: Sequence[TakeEvent]) -> list[list[bytes]]:
+        """Take the oldest events of their names and store them as results of steps; see the script for the replies."""
+        args = list(chain.from_iterable(item.args() for item in items))
+        replies: list[list[bytes]] = await self._run("take_event", args)
+        return replies
 
     async def emit(self, items: Sequence[Emit]) -> list[int]:
         """Append events. 1 for each that was written, 0 where the token was stale."""

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from app.engine.job import Status
-from app.store.items import Arg, Delivery, Emit, Finish, NewTask, Reschedule, StepRecord, Suspend
+from app.store.items import Arg, Delivery, Emit, Finish, NewTask, Reschedule, StepRecord, Suspend, TakeEvent
 from app.store.scripts import Scripts
 from app.testing.approvals import MemoryApprovals
 from app.testing.errors import HarnessError
@@ -112,8 +112,11 @@ class MemoryScripts(Ledger, Scripts):
         self.come_about(record, f"event:{item.name}")
         return [b"ok"]
 
-    async def take_event(self, item: StepRecord, event: str) -> list[bytes]:
+    async def take_event(self, items: Sequence[TakeEvent]) -> list[list[bytes]]:
         """See `take_event.lua`."""
+        return [self._take_event(item.step, item.event) for item in items]
+
+    def _take_event(self, item: StepRecord, event: str) -> list[bytes]:
         record = self.records[item.id]
         if not record.holds(item.token):
             return [b"stale"]

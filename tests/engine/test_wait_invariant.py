@@ -31,7 +31,7 @@ from redis.asyncio import Redis
 from app.store import keys
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
-from app.store.items import Delivery, NewTask, StepRecord, Suspend
+from app.store.items import Delivery, NewTask, StepRecord, Suspend, TakeEvent
 from app.store.scripts import Scripts
 from tests.engine.wait_checks import EVENTS, answered, ask, check_forgotten, check_task, check_wait
 from tests.engine.wait_model import FINAL, MAX_EVENTS, Expected, Model
@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
             result = self.model.take(held.id, event)
             expected = [b"none"] if result is None else [b"ok", result]
         for _ in range(1 + twice):
-            assert self.run(self.scripts.take_event(item, event)) == expected
+            assert self.run(self.scripts.take_event([TakeEvent(item, event)])) == [expected]
 
     def _record(self, held: Held, result: bytes, failed: bool) -> StepRecord:
         number = len(self.model.tasks[held.id].steps) if held.id in self.model.tasks else 0

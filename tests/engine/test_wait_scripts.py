@@ -9,7 +9,7 @@ from pydantic_core import to_json
 from redis.asyncio import Redis
 
 from app.store import keys
-from app.store.items import Delivery, StepRecord, Suspend
+from app.store.items import Delivery, StepRecord, Suspend, TakeEvent
 from app.store.scripts import Scripts
 from tests.simulated import DAY_MS, Held, claim, end_of, lapse, new_task, put, server_ms
 
@@ -105,7 +105,7 @@ async def test_an_attempt_that_was_overtaken_changes_nothing(scripts: Scripts, r
     before = {key: await redis.dump(key) async for key in redis.scan_iter()}
     step = StepRecord("parent", held["parent"].token, 0, b'"event go"', b'{"value":', 0.0)
     assert await scripts.suspend([wait_of(held["parent"], "event:other")]) == [0]
-    assert await scripts.take_event(step, "go") == [b"stale"]
+    assert await scripts.take_event([TakeEvent(step, "go")]) == [[b"stale"]]
     assert await scripts.record_step([step]) == [0]
     assert {key: await redis.dump(key) async for key in redis.scan_iter()} == before
     assert await scripts.suspend([wait_of(again, "event:other")]) == [1]
@@ -175,10 +175,10 @@ async def test_an_event_whose_taking_is_repeated_is_taken_once(scripts: Scripts)
     for payload in (b"1", b"2"):
         await scripts.deliver_event(Delivery("parent", "ada", "go", payload, "", 10))
     items = [StepRecord("parent", held["parent"].token, number, b'"event go"', b'{"value":', 0.0) for number in (0, 1)]
-    replies = [await scripts.take_event(items[number], "go") for number in (0, 0, 1, 1)]
+    replies = await scripts.take_event([TakeEvent(items[number], "go") for number in (0, 0, 1, 1)])
     assert replies == [[b"ok", b'{"value":1}']] * 2 + [[b"ok", b'{"value":2}']] * 2
     more = StepRecord("parent", held["parent"].token, 2, b'"event go"', b'{"value":', 0.0)
-    assert await scripts.take_event(more, "go") == [b"none"]
+    assert await scripts.take_event([TakeEvent(more, "go")]) == [[b"none"]]
 
 
 async def test_more_subjects_than_a_command_has_arguments_are_waited_for(scripts: Scripts, redis: Redis) -> None:
