@@ -28,6 +28,8 @@ class Held:
     attempt: int
     lost: bool
     fields: dict[str, str]
+    steps: list[bytes] | None
+    """What the hash of its steps holds, flat."""
 
 
 def new_task(task_id: str, **changes: Any) -> NewTask:
@@ -68,9 +70,9 @@ async def claim(
 
 
 def _held(row: list[Any]) -> Held:
-    task_id, queue, payload, token, attempt, lost, values = row
+    task_id, queue, payload, token, attempt, lost, values, steps = row
     fields = {name: value.decode() for name, value in zip(CLAIM_FIELDS, values, strict=True) if value is not None}
-    return Held(task_id.decode(), queue.decode(), payload, token, attempt, bool(lost), fields)
+    return Held(task_id.decode(), queue.decode(), payload, token, attempt, bool(lost), fields, steps)
 
 
 def end_of(held: Held, status: str = "SUCCESS", *, ttl_ms: int = DAY_MS) -> Finish:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,6 +91,8 @@ class Claim:
     lost: bool
     started_ms: int
     fields: dict[str, str]
+    steps: Mapping[str, bytes] | None = None
+    """What is stored of its steps; None where there is nothing, or so much that it has to be read."""
 
 
 class Attempt:
@@ -266,6 +269,7 @@ class Attempt:
             claimed_ms=claim.started_ms,
             percent=_percent(fields),
             has_steps="steps" in fields,
+            steps=claim.steps,
             after=tuple(fields["after"].split("\n")) if "after" in fields else (),
         )
 

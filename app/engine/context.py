@@ -84,7 +84,8 @@ class Services(StepStore, WaitServices, ApprovalServices, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
-    """What is known of the task when its attempt begins. `enqueued_at` is aware and in UTC; `attempt` counts from 1."""
+    """What is known of the task when its attempt begins. `attempt` counts from 1, `steps` are those that came with
+    it."""
 
     task_id: str
     task: str
@@ -102,14 +103,14 @@ class TaskInfo:
     claimed_ms: int = 0
     percent: float = 0.0
     has_steps: bool = False
+    steps: Mapping[str, bytes] | None = None
     after: tuple[str, ...] = ()
 
 
 class TaskContext:
     """The hands and the voice of one attempt of a task.
 
-    Everything is a coroutine that writes under the attempt's lease: when another attempt has taken over, `LeaseLost` is
-    raised and nothing was written.
+    What writes does so under the attempt's lease: `LeaseLost` says that another has taken over and nothing was written.
     """
 
     def __init__(self, info: TaskInfo, services: Services, leave: Callable[[Suspended | HandedBack], None]) -> None:
@@ -119,7 +120,7 @@ class TaskContext:
         self._guest = Guest(info.task_id, self._show_wait, leave)
         self._shown: tuple[float, float, str] = (info.percent, 100.0, "")
         self._written = 0
-        self._steps = Steps(services, info.task_id, info.token, expected=info.has_steps)
+        self._steps = Steps(services, info.task_id, info.token, expected=info.has_steps, stored=info.steps)
         waiter = Waiter(info.task_id, info.user_id, info.correlation_id, info.claimed_ms, self._child, leave)
         self._waits = Waits(waiter, self._steps, services)
         self._approvals = Approvals(info.task_id, info.token, self._steps, self._waits, services)

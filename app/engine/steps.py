@@ -74,14 +74,22 @@ class Entry:
 
 
 class Steps:
-    """The steps of one attempt. `expected` says whether an earlier attempt stored any."""
+    """The steps of one attempt. `expected` says whether an earlier attempt stored any, `stored` are they, if known."""
 
-    def __init__(self, store: StepStore, task_id: str, token: int, *, expected: bool) -> None:
+    def __init__(
+        self,
+        store: StepStore,
+        task_id: str,
+        token: int,
+        *,
+        expected: bool,
+        stored: Mapping[str, bytes] | None = None,
+    ) -> None:
         self._store = store
         self._task_id = task_id
         self._token = token
         self._next = 0
-        self._stored: Mapping[str, bytes] | None = None if expected else {}
+        self._stored: Mapping[str, bytes] | None = stored if expected else {}
         self._loading = asyncio.Lock()
 
     @property

@@ -327,9 +327,10 @@ async def _courtesy(call: Awaitable[None]) -> None:
 
 
 def _claim_of(row: list[Any], now_ms: int) -> Claim:
-    task_id, queue, payload, token, attempt, lost, values = row
+    task_id, queue, payload, token, attempt, lost, values, flat = row
     fields = {name: text_of(value) for name, value in zip(CLAIM_FIELDS, values, strict=True) if value is not None}
-    return Claim(task_id.decode(), queue.decode(), payload, token, attempt, bool(lost), now_ms, fields)
+    steps = None if flat is None else {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    return Claim(task_id.decode(), queue.decode(), payload, token, attempt, bool(lost), now_ms, fields, steps)
 
 
 def _observe_wait(claim: Claim) -> None:

@@ -32,6 +32,8 @@ COST_STEP = 2**-10
 MAX_PRIORITY = 9
 AFTER_MS = 7 * 86_400_000
 """How long a task that is to begin after others waits for them."""
+CLAIM_STEPS_BYTES = 8 * 1024
+"""Steps of a task up to this size come with its claim; larger ones are read apart."""
 SLEEPER_MS = 5_000
 """A sleeper that has not renewed its place for so long is dead. Workers renew once a second."""
 CHANNEL_LENGTH = 10_000
@@ -53,6 +55,7 @@ EXPIRED_AT_ONCE = 200
 CLAIM_FIELDS = (
     *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
     *("tags", "enqueued_at", "due_at", "progress", "cancel", "unknown_since", "steps", "resumes", "after", "gates"),
+    "step_bytes",
 )
 """Names of the values that `claim.lua` returns of a record."""
 
@@ -80,6 +83,7 @@ def limits(idempotency_ttl_s: float = 86_400.0) -> dict[str, float]:
         "healed": HEALED,
         "merged_ttl_ms": MERGED_TTL_MS,
         "cancel_bound": CANCEL_BOUND,
+        "claim_steps_bytes": CLAIM_STEPS_BYTES,
         "idempotency_ttl_ms": int(idempotency_ttl_s * 1000),
     }
 

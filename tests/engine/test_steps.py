@@ -102,7 +102,16 @@ async def many(ctx: TaskContext, params: Plan) -> None:
         await ctx.step(f"step {number}", lambda: effect("many"))
 
 
-TASKS = (steps, typed, together, value, many)
+@task("test.large", retry=RETRY)
+async def large(ctx: TaskContext, params: Plan) -> list[int]:
+    """Steps that are too large to come with a claim."""
+    texts = [await ctx.step(name, lambda name=name: effect(name * 90_000)) for name in ("a", "b")]
+    if ctx.attempt == 1:
+        raise RetryableError("again")
+    return [len(text) for text in texts]
+
+
+TASKS = (steps, typed, together, value, many, large)
 
 
 async def run(engine: Engine, name: str, attempts: list[list[str]]) -> TaskRecord:
@@ -128,6 +137,13 @@ async def test_a_typed_result_is_the_same_in_the_first_run_and_in_a_replay(redis
     async with engine_on(redis_url, TASKS) as engine, engine.worker():
         record = await run(engine, "test.typed", [])
     assert record.result == ["Page", "attempt 1", "(1, 2)"]
+
+
+async def test_large_results_are_not_made_again_either(redis_url: str) -> None:
+    async with engine_on(redis_url, TASKS) as engine, engine.worker():
+        record = await run(engine, "test.large", [])
+    assert (record.attempt, record.result) == (2, [90_005, 90_005])
+    assert set(calls.values()) == {1}
 
 
 async def test_steps_in_another_order_fail_the_task_with_both_names(redis_url: str) -> None:

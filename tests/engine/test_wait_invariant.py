@@ -153,6 +153,11 @@ class Machine(RuleBasedStateMachine):
         assert held.lost == (task.status == "STARTED")
         assert ("cancel" in held.fields) == task.is_cancelled
         assert ("steps" in held.fields) == bool(task.steps or task.deadlines)
+        stored = self.run(self.scripts.read_steps(held.id))
+        assert (held.steps is None) == (not stored)
+        assert {
+            name.decode(): value for name, value in zip((held.steps or [])[::2], (held.steps or [])[1::2], strict=True)
+        } == stored
         assert all(other.token < held.token for other in self.claims if other.id == held.id)
         assert held.attempt == self.model.claim(held.id, held.token)
         self.claims.append(held)

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from app.store import keys
 from app.store.items import Delivery, StepRecord, Suspend, TakeEvent
-from app.store.scripts import Scripts
+from app.store.scripts import CLAIM_STEPS_BYTES, Scripts
 from tests.simulated import DAY_MS, Held, claim, end_of, lapse, new_task, put, server_ms
 
 HOUR_MS = 3_600_000
@@ -179,6 +179,27 @@ async def test_an_event_whose_taking_is_repeated_is_taken_once(scripts: Scripts)
     assert replies == [[b"ok", b'{"value":1}']] * 2 + [[b"ok", b'{"value":2}']] * 2
     more = StepRecord("parent", held["parent"].token, 2, b'"event go"', b'{"value":', 0.0)
     assert await scripts.take_event([TakeEvent(more, "go")]) == [[b"none"]]
+
+
+async def test_small_steps_come_with_the_claim_and_large_ones_do_not(scripts: Scripts, redis: Redis) -> None:
+    """Also those that a replay took over from a dead letter."""
+    held = await started(scripts, "small", "large")
+    for name, size in (("small", 1_000), ("large", CLAIM_STEPS_BYTES)):
+        result = b'"%b"' % (b"x" * size)
+        await scripts.record_step([StepRecord(name, held[name].token, 0, b'"one"', result, 0.0)] * 2)
+        await scripts.suspend([wait_of(held[name], "event:go", number=1)])
+        await scripts.deliver_event(Delivery(name, "ada", "go", b"1", "", 10))
+    again = {task.id: task for task in await claim(scripts)}
+    assert set((again["small"].steps or [])[::2]) == {b"0", b"result:0", b"wait:1"}
+    assert again["large"].steps is None
+    assert again["large"].fields["steps"] == "1"
+    await scripts.finish([end_of(task, "FAILURE") for task in again.values()])
+    await put(scripts, *(new_task(f"{name}2", letter=name, takes_steps=True) for name in again))
+    replays = {task.id: task for task in await claim(scripts)}
+    assert set((replays["small2"].steps or [])[::2]) == {b"0", b"result:0"}
+    assert replays["large2"].steps is None
+    for name in ("small", "large"):
+        assert replays[f"{name}2"].fields["step_bytes"] == again[name].fields["step_bytes"]
 
 
 async def test_more_subjects_than_a_command_has_arguments_are_waited_for(scripts: Scripts, redis: Redis) -> None:

@@ -14,7 +14,7 @@
 -- ARGV: worker, lease_ms, budget (bound on the sum), then pairs: queue, want; no pairs: what the woken list says
 -- returns: {server time ms, next due time ms of these queues or -1, {claim ...}, {queue ...}, {message ...}}; a claim is
 --   {id, queue, payload ('' if gone), token, attempt, lost (1: the worker of the attempt before died),
---   values of FIELDS}; the queues are those that may hold more due tasks; the messages are those of the woken list
+--   values of FIELDS, what the hash of its steps holds (flat; nothing where there is none, or too much)}; the queues are those that may hold more due tasks; the messages are those of the woken list
 local worker, lease_ms, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = now()
 local soonest = -1
@@ -62,7 +62,8 @@ local function promote(queue)
 end
 
 local FIELDS = { 'status', 'attempt', 'lease', 'user_id', 'project_id', 'task', 'parent_id', 'root_id', 'correlation_id',
-  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel', 'unknown_since', 'steps', 'resumes', 'after', 'gates' }
+  'tags', 'enqueued_at', 'due_at', 'progress', 'cancel', 'unknown_since', 'steps', 'resumes', 'after', 'gates',
+  'step_bytes' }
 
 -- Whether somebody runs the task all the same: a stock worker, or a worker of ours whose lease stands (an arq client that
 -- aborts a running task moves its score). It is looked at again when that may have changed.
@@ -86,6 +87,12 @@ local function note_loss(id, key, channels, attempt)
   remember(key, attempt, error, time)
   emit(channels, 'task_retrying', id, '{"attempt":' .. attempt .. ',"error":' .. error .. ',"next_attempt_at":"' .. iso(time)
     .. '"}')
+end
+
+-- The steps of a task, which its worker asks for first of all, where they are small.
+local function steps_of(id, steps, bytes)
+  if not steps or (tonumber(bytes) or 0) > L.claim_steps_bytes then return false end
+  return redis.call('HGETALL', K.steps .. id)
 end
 
 -- Returns whether the task was claimed.
@@ -138,7 +145,7 @@ local function take(id, queue)
     running[queue] = (running[queue] or 0) + 1
   end
   emit(channels, 'task_started', id, '{"attempt":' .. attempt .. '}')
-  claims[#claims + 1] = { id, queue, payload or '', token, attempt, lost, fields }
+  claims[#claims + 1] = { id, queue, payload or '', token, attempt, lost, fields, steps_of(id, fields[16], fields[20]) }
   return true
 end
 

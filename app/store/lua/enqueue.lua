@@ -145,7 +145,7 @@ end
 
 -- Completed steps of a dead letter become those of a new task. What a wait has begun and not ended is left behind.
 local function take_steps(letter, id)
-  local from, to, stored, kept = K.steps .. letter, K.steps .. id, {}, 0
+  local from, to, stored, kept, bytes = K.steps .. letter, K.steps .. id, {}, 0, 0
   -- A copy: while the old record lives, it shows its steps.
   if redis.call('COPY', from, to) == 0 then return end
   local failed = math.huge
@@ -161,11 +161,12 @@ local function take_steps(letter, id)
     local number = string.match(field, '^%d+$') or string.match(field, '^result:(%d+)$')
     if not (number and stored[number] and stored['result:' .. number] and tonumber(number) < failed) then
       redis.call('HDEL', to, field)
-    elseif number == field then
-      kept = kept + 1
+    else
+      bytes = bytes + redis.call('HSTRLEN', to, field)
+      if number == field then kept = kept + 1 end
     end
   end
-  if kept > 0 then redis.call('HSET', K.task .. id, 'steps', kept) end
+  if kept > 0 then redis.call('HSET', K.task .. id, 'steps', kept, 'step_bytes', bytes) end
 end
 
 -- The dead letter becomes the task: it leaves the list, and for as long as an idempotency key lives its key says where to.

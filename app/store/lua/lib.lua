@@ -414,6 +414,7 @@ local function store_step(id, number, name, result, duration_s, failed, time)
     redis.call('HSET', steps, 'result:' .. number, result)
     redis.call('HDEL', steps, 'wait:' .. number)
     redis.call('HINCRBY', K.task .. id, 'steps', 1)
+    redis.call('HINCRBY', K.task .. id, 'step_bytes', #facts + #result)
   end
 end
 
