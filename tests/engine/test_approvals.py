@@ -78,6 +78,8 @@ async def ask(ctx: TaskContext, params: Ask) -> dict[str, Any]:
     effects["decided"] += 1
     if params.then == "retry" and ctx.attempt == 1:
         raise RetryableError("after the decision")
+    if params.then == "fail":
+        raise PermanentError("after the decision")
     return {"approved": decision.approved, "notes": decision.notes, "by": decision.decided_by, "edits": decision.edits}
 
 
@@ -392,6 +394,28 @@ async def test_many_expire_in_pieces(engine: Engine, redis: Redis) -> None:
     # Entries whose record somebody took away stop nobody.
     assert [await engine.approvals.expire() for _ in range(3)] == [200, 50, 0]
     assert (await engine.approvals.get(approval_id, ADA)).status is ApprovalStatus.PENDING
+
+
+@pytest.mark.parametrize("decided", [True, False], ids=["rejected", "expired"])
+async def test_a_replay_takes_over_an_answer_and_asks_anew_where_none_came(
+    engine: Engine, redis: Redis, decided: bool
+) -> None:
+    async with engine.worker():
+        old, approval_id = await asked(engine, then="fail")
+        if decided:
+            await engine.approvals.decide(approval_id, NO, ADA)
+        else:
+            await pass_deadline(redis, approval_id)
+            await engine.approvals.expire()
+        assert (await ended(engine, old)).status is Status.FAILURE
+        again = (await engine.dead_letters.replay(old, user_id="ada")).task_id
+        if not decided:
+            waiting = await event_of(engine, again, "task_waiting")
+            other = waiting["waiting_for"]["approval_id"]
+            assert other != approval_id
+            await engine.approvals.decide(other, YES, ADA)
+        await ended(engine, again)
+    assert len(await told(engine, f"task:{again}", "hitl_pending")) == (0 if decided else 1)
 
 
 # Withdrawal.
