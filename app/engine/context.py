@@ -110,7 +110,7 @@ class TaskInfo:
 class TaskContext:
     """The hands and the voice of one attempt of a task.
 
-    What writes does so under the attempt's lease: `LeaseLost` says that another has taken over and nothing was written.
+    What writes does so under the attempt's lease: after `LeaseLost` another attempt has it, and nothing was written.
     """
 
     def __init__(self, info: TaskInfo, services: Services, leave: Callable[[Suspended | HandedBack], None]) -> None:
