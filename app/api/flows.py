@@ -29,6 +29,7 @@ _EXAMPLE: JsonDict = {
             {
                 "map": {"$from": "first.value"},
                 "each": {"task": "system.echo", "params": {"value": {"$join": ["item ", {"$from": "item"}]}}},
+                "limit": 4,
                 "on_error": "collect",
             },
         ]

@@ -2,7 +2,7 @@
 
     text = await flows.chain(ctx, Call(fetch, Page(url=url)), extract, lambda page: Call(shorten, Text(text=page.text)))
     found = await flows.group(ctx, {"log": Call(read_log, run), "tests": Call(read_tests, run)}, on_error="collect")
-    marks = await flows.map(ctx, grade, [Essay(text=text) for text in texts])
+    marks = await flows.map(ctx, grade, [Essay(text=text) for text in texts], limit=10)
 
 They are said with the waits of a task (`waits.py`) and keep what those keep: while its flow runs the task holds no slot
 and no memory, each child runs once, a cancelled task cancels its children. A flow within a flow is a task that the
@@ -47,11 +47,12 @@ async def group(
     ctx: TaskContext,
     calls: Mapping[str, Call],
     *,
+    limit: int | None = None,
     on_error: Policy = OnError.FAIL_FAST,
     timeout: timedelta = DEFAULT_WAIT,
 ) -> dict[str, Any]:
-    """Run tasks at once; their results by name. See `TaskContext.gather`."""
-    found = await ctx.gather(list(calls.values()), on_error=OnError(on_error), timeout=timeout)
+    """Run tasks at once, or `limit` of them; their results by name. See `TaskContext.gather`."""
+    found = await ctx.gather(list(calls.values()), limit=limit, on_error=OnError(on_error), timeout=timeout)
     return dict(zip(calls, found, strict=True))
 
 
@@ -61,12 +62,16 @@ async def map(  # noqa: A001 - used as flows.map, the word for it
     items: Iterable[BaseModel | dict[str, Any]],
     *,
     returns: Any = None,
+    limit: int | None = None,
     on_error: Policy = OnError.FAIL_FAST,
     timeout: timedelta = DEFAULT_WAIT,
 ) -> list[Any]:
-    """Run a task once for each of its parameters in `items`; their results in order. See `TaskContext.gather`."""
+    """Run a task once for each of its parameters in `items`, all at once or `limit` of them; their results in order.
+
+    See `TaskContext.gather`.
+    """
     calls = [Call(task, params, returns=returns, label=str(index)) for index, params in enumerate(items)]
-    return await ctx.gather(calls, on_error=OnError(on_error), timeout=timeout)
+    return await ctx.gather(calls, limit=limit, on_error=OnError(on_error), timeout=timeout)
 
 
 async def _run(ctx: TaskContext, call: Call, timeout: timedelta) -> Any:

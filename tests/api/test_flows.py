@@ -66,6 +66,9 @@ async def test_a_flow_is_a_task_with_a_tree(api: Api) -> None:
     answer = await api.ada.get(f"/api/tasks/{posted.task_id}/tree")
     tree = TreeView.model_validate(answer.json())
     first, second = tree.root.children
+    for task_id in (first.task_id, second.task_id, second.children[0].task_id):
+        view = (await api.ada.get(f"/api/tasks/{task_id}")).json()
+        assert (view["priority"], view["project_id"], view["tags"]) == (2, "apollo", ["t"])
     assert (tree.count, tree.truncated, tree.root.label) == (5, False, None)
     assert (first.label, first.task, first.status) == ("a", "test.say", "SUCCESS")
     assert [child.label for child in second.children] == ["0", "1"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.domains.flows.checks import MAX_DEPTH, check
 from app.domains.flows.models import MAX_NODES, FlowRun, Node
@@ -23,6 +23,13 @@ class Page(BaseModel):
     url: str
     depth: int = Field(1, ge=1)
     tags: list[str] = []
+    size: int | list[int] | None = None
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        if self.tags == ["sized"] and self.size is None:
+            raise ValueError("expected a size")
+        return self
 
 
 @task("test.page")
@@ -60,10 +67,12 @@ GOOD = [
         "as": "n",
         "each": {"map": [{"$from": "n"}], "each": leaf(tags=[{"$from": "n"}, {"$from": "item.x"}])},
     },
-    {"parallel": {"x": {"sequence": [A]}, "y": {"sequence": [A, leaf(url=REF)]}}, "on_error": "collect"},
+    {"parallel": {"x": {"sequence": [A]}, "y": {"sequence": [A, leaf(url=REF)]}}, "limit": 1, "on_error": "collect"},
     {"sequence": [A, {"task": "test.page", "params": {"$from": "a"}}]},
     {"task": "test.page", "params": {"$value": {"url": "$from"}}},
     leaf(url={"$join": ["http://", 1]}),
+    {"sequence": [A, leaf(size=[1, REF])]},
+    {"sequence": [A, leaf(tags=["sized"], size=REF)]},
 ]
 
 
@@ -99,6 +108,8 @@ WRONG = [
     ({"map": {"$join": []}, "each": leaf()}, "/f/map", "expected a list or"),
     ({"map": [0] * 10_001, "each": leaf()}, "/f/map", "expected at most 10000 items, got 10001"),
     (leaf(depth=0), "/f/params/depth", "greater than or equal to 1"),
+    (leaf(tags=["sized"]), "/f/params", "expected a size"),
+    ({"sequence": [A, leaf(url=REF, tags=[1])]}, "/f/sequence/1/params/tags/0", "valid string"),
     (leaf(dpeth=1), "/f/params/dpeth", "Extra inputs"),
     ({"task": "test.page"}, "/f/params/url", "Field required"),
     ({"task": "test.page", "params": {"$value": [1]}}, "/f/params", "expected an object"),
@@ -176,6 +187,9 @@ def test_depth_and_number_of_nodes_are_bounded() -> None:
         ({"parallel": {}}, "at least 1"),
         ({"parallel": {"a.b": A}}, "pattern"),
         ({"task": "a", "name": "1"}, "pattern"),
+        ({"task": "a", "limit": 1}, "expected 'limit' only with parallel or map"),
+        ({"map": [1], "each": A, "limit": 0}, "greater than or equal"),
+        ({"map": [1], "each": A, "limit": 1.0}, "valid integer"),
         ({"map": "a", "each": A}, "valid list"),
         ({"map": [1], "each": A, "as_": "x"}, "Extra inputs"),
     ],

@@ -37,7 +37,7 @@ def test_a_reference_leads_to_a_value(ref: str, value: Any) -> None:
         ("out.a.2", "expected '2' in 'out.a', which is a list of 2"),
         ("out.a.-1", "expected '-1' in 'out.a'"),
         ("out.a.²", "expected '²' in 'out.a'"),
-        ("out.a.٣", "expected '٣' in 'out.a'"),
+        ("out.a.١", "expected '١' in 'out.a'"),
         ("out.n.x", "expected 'x' in 'out.n', which is null"),
         ("out.a.1.0", "expected '0' in 'out.a.1', which is a str"),
     ],

@@ -98,7 +98,12 @@ async def test_a_sequence_hands_outputs_on_and_gives_the_last(redis_url: str) ->
     }
     async with engine_on(redis_url, TASKS) as engine, engine.worker():
         record = await run(engine, form)
+        channel = f"task:{record.task_id}"
+        told = [
+            event.data() for event in await engine.events.read(channel, channel, "0-0") if event.type == "task_progress"
+        ]
     assert record.result == {"value": "x and 1"}
+    assert [(progress["current"], progress["label"]) for progress in told] == [(1, "b"), (2, "3")]
     assert max(effects.values()) == 1
     assert record.progress is not None
     assert (record.progress.percent, record.attempt) == (pytest.approx(66.7, abs=0.1), 1)
@@ -161,13 +166,14 @@ async def test_one_task_alone_is_a_flow(redis_url: str) -> None:
         assert (await run(engine, leaf(5))).result == {"value": 5}
 
 
-async def test_a_map_keeps_the_order(redis_url: str) -> None:
+async def test_a_map_keeps_the_order_and_the_limit(redis_url: str) -> None:
     form = {
         "sequence": [
             leaf(list(range(40)), name="a"),
             {
                 "map": ref("a.value"),
                 "as": "n",
+                "limit": 3,
                 "each": {"sequence": [leaf(ref("n"), name="x"), leaf(ref("x.value"))]},
             },
         ]
@@ -177,6 +183,7 @@ async def test_a_map_keeps_the_order(redis_url: str) -> None:
         record = await run(engine, form)
     assert record.result == [{"value": number} for number in range(40)]
     assert [effects[str(number)] for number in range(40)] == [2] * 40
+    assert max(at_once) <= 3
 
 
 async def test_an_empty_map_gives_an_empty_list(redis_url: str) -> None:
@@ -261,7 +268,7 @@ async def test_workers_that_stop_in_between_change_nothing(redis_url: str) -> No
     form = {
         "sequence": [
             leaf("first", name="a"),
-            {"name": "m", "map": ["m0", "m1", "m2"], "each": {"sequence": [leaf(ref("item"))]}},
+            {"name": "m", "map": ["m0", "m1", "m2"], "limit": 1, "each": {"sequence": [leaf(ref("item"))]}},
             {"parallel": {"p0": leaf(["p0", ref("a.value")]), "p1": leaf(["p1", ref("m.2.value")])}},
         ]
     }

@@ -29,6 +29,7 @@ class Number(BaseModel):
 class Wanted(BaseModel):
     values: list[int] = [1]
     on_error: str = "fail_fast"
+    limit: int | None = None
 
 
 @pytest.fixture(autouse=True)
@@ -73,14 +74,14 @@ async def broken_chain(ctx: TaskContext, params: Wanted) -> None:
 @task("test.group")
 async def grouped(ctx: TaskContext, params: Wanted) -> dict[str, int]:
     calls = {f"n{value}": Call(double, Number(value=value)) for value in params.values}
-    found = await flows.group(ctx, calls)
+    found = await flows.group(ctx, calls, limit=params.limit)
     return {name: number.value for name, number in found.items()}
 
 
 @task("test.map")
 async def mapped(ctx: TaskContext, params: Wanted) -> list[Any]:
     items = (Number(value=value) for value in params.values)
-    found = await flows.map(ctx, double, items, on_error=flows.OnError(params.on_error))
+    found = await flows.map(ctx, double, items, limit=params.limit, on_error=flows.OnError(params.on_error))
     return [str(item) if isinstance(item, ChildFailed) else item.value for item in found]
 
 
@@ -106,15 +107,16 @@ async def test_a_result_that_is_no_object_cannot_be_handed_on(redis_url: str) ->
     assert "expected an object, got str" in record.error.message
 
 
-async def test_a_group_gives_results_by_name(redis_url: str) -> None:
+@pytest.mark.parametrize("limit", [None, 1])
+async def test_a_group_gives_results_by_name(redis_url: str, limit: int | None) -> None:
     async with engine_on(redis_url, TASKS) as engine, engine.worker():
-        record = await run(engine, "test.group", values=[1, 2, 3])
+        record = await run(engine, "test.group", values=[1, 2, 3], limit=limit)
     assert record.result == {"n1": 2, "n2": 4, "n3": 6}
 
 
 async def test_a_map_runs_a_task_for_each_and_labels_them(redis_url: str) -> None:
     async with engine_on(redis_url, TASKS) as engine, engine.worker():
-        record = await run(engine, "test.map", values=[5, 4, 3])
+        record = await run(engine, "test.map", values=[5, 4, 3], limit=2)
         tree = await engine.trees.read(record.task_id, user_id="ada")
     assert record.result == [10, 8, 6]
     assert [child.record.label for child in tree.root.children] == ["0", "1", "2"]

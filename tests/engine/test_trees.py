@@ -14,7 +14,7 @@ from app.engine.registry import task
 from app.engine.service import Engine
 from app.engine.submissions import Submission
 from app.engine.trees import Branch
-from app.engine.waits import Call, OnError
+from app.engine.waits import Call, OnError, child_id
 from app.errors import InvalidInput, NotFound, PermanentError
 from app.store import keys
 from app.store.scripts import SCAN_BOUND
@@ -99,6 +99,28 @@ async def test_more_children_than_are_looked_at_are_counted(engine: Engine, redi
     tree = await engine.trees.read(task_id, user_id="ada", limit=1_000)
     assert tree.root.hidden == others + 2 - len(tree.root.children)
     assert tree.truncated
+
+
+async def test_no_more_children_are_looked_at_than_the_bound_says(engine: Engine, redis: Redis) -> None:
+    task_id = await grown(engine, 2)
+    below = [branch.record.task_id for branch in (await engine.trees.read(task_id, user_id="ada")).root.children]
+    async with redis.pipeline(transaction=False) as pipe:
+        for number in range(3_000):
+            pipe.hset(keys.PREFIXES["task"] + f"n{number}", mapping={"user_id": "ada", "enqueued_at": 1})
+            pipe.sadd(keys.PREFIXES["children"] + below[number % 2], f"n{number}")
+        await pipe.execute()
+    args = [task_id, 9, 10_000, 300, "user_id", "enqueued_at"]
+    rows = await engine.scripts.run("read_tree", args)
+    hidden = [row[2] for row in rows[:3]]
+    assert hidden[0] == 0
+    assert 1_000 < hidden[1] <= 1_500 - 298
+    assert hidden[2] == 1_500
+
+
+def test_the_ids_of_children_sort_as_they_are_started() -> None:
+    ids = [child_id("t", number, index) for number in (0, 1, 999) for index in (0, 1, 17, 9_999)]
+    assert sorted(ids) == ids
+    assert {len(made) for made in ids} == {32}
 
 
 async def test_what_is_forgotten_is_not_there_any_more(engine: Engine, redis: Redis) -> None:

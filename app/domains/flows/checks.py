@@ -97,12 +97,10 @@ class _Check:
 
 
 def _depends(pointer: str, found: Collection[Place]) -> bool:
-    """Whether what is at the pointer is made of references, so that nothing is known of it yet."""
-    return any(_within(pointer, place.pointer) or _within(place.pointer, pointer) for place in found)
-
-
-def _within(pointer: str, other: str) -> bool:
-    return f"{pointer}/".startswith(f"{other}/")
+    """Whether what is at the pointer is a parameter with references in it, or may depend on one."""
+    # Below that, pydantic's locations name branches of unions, which cannot be told from members.
+    parameter = pointer.split("/")[2:3]
+    return bool(found) and (not parameter or any(place.pointer.split("/")[2:3] == parameter for place in found))
 
 
 def fault_of(value: Any) -> str | None:

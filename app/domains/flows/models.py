@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    StrictInt,
     StringConstraints,
     model_serializer,
     model_validator,
@@ -18,7 +19,7 @@ from pydantic import (
 from app.domains.flows.references import NAME, name_of, places
 from app.engine.registry import MAX_NAME_LENGTH
 from app.engine.submissions import HIGHEST_PRIORITY
-from app.engine.waits import OnError
+from app.engine.waits import MAX_CHILDREN, OnError
 
 MAX_NODES = 1_000
 """Of a flow, those of all levels."""
@@ -31,6 +32,7 @@ ONLY_WITH: dict[str, tuple[Kind, ...]] = {
     "params": ("task",),
     "each": ("map",),
     "as": ("map",),
+    "limit": ("parallel", "map"),
     "on_error": ("parallel", "map"),
 }
 """The members that belong to some kinds of nodes only."""
@@ -67,6 +69,7 @@ class Node(BaseModel):
     )
     each: Node | None = Field(None, description="The node of a `map`, which refers to the item by name.")
     as_: Name | None = Field(None, alias="as", description=f"The name of the item; `{ITEM}` by default.")
+    limit: StrictInt | None = Field(None, ge=1, le=MAX_CHILDREN, description="How many run at once, at most; else all.")
     on_error: OnError | None = Field(
         None,
         description="When one fails: `fail_fast` (the default) cancels the rest and fails, `finish` lets all end and "

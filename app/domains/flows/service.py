@@ -89,7 +89,7 @@ class _Run:
 
     async def _gather(self, node: Node, calls: Sequence[Call]) -> list[Any]:
         on_error = node.on_error or OnError.FAIL_FAST
-        found = await self._ctx.gather(calls, on_error=on_error)
+        found = await self._ctx.gather(calls, on_error=on_error, limit=node.limit)
         return [{"error": _error(item)} if isinstance(item, ChildFailed) else item for item in found]
 
     def _call(self, node: Node, label: str, outputs: dict[str, Any]) -> Call:
@@ -113,8 +113,8 @@ class _Run:
         return follow(ref, outputs[name]) if name in outputs else self._inputs[ref]
 
     async def _tell(self, done: int, total: int, label: str) -> None:
-        """Report progress, unless an earlier entry of this attempt did."""
-        if 100 * done / total > self._ctx.info.percent:
+        """Report progress, unless it was before the task came to its last wait."""
+        if round(100 * done / total, 1) > self._ctx.info.percent:
             await self._ctx.progress(done, total, label)
 
 
