@@ -268,8 +268,7 @@ class Attempt:
             token=claim.token,
             claimed_ms=claim.started_ms,
             percent=_percent(fields),
-            has_steps="steps" in fields,
-            steps=claim.steps,
+            steps=claim.steps if "steps" in fields else {},
             after=tuple(fields["after"].split("\n")) if "after" in fields else (),
         )
 

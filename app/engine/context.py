@@ -102,7 +102,6 @@ class TaskInfo:
     token: int
     claimed_ms: int = 0
     percent: float = 0.0
-    has_steps: bool = False
     steps: Mapping[str, bytes] | None = None
     after: tuple[str, ...] = ()
 
@@ -120,7 +119,7 @@ class TaskContext:
         self._guest = Guest(info.task_id, self._show_wait, leave)
         self._shown: tuple[float, float, str] = (info.percent, 100.0, "")
         self._written = 0
-        self._steps = Steps(services, info.task_id, info.token, expected=info.has_steps, stored=info.steps)
+        self._steps = Steps(services, info.task_id, info.token, stored=info.steps)
         waiter = Waiter(info.task_id, info.user_id, info.correlation_id, info.claimed_ms, self._child, leave)
         self._waits = Waits(waiter, self._steps, services)
         self._approvals = Approvals(info.task_id, info.token, self._steps, self._waits, services)

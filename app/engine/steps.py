@@ -74,22 +74,14 @@ class Entry:
 
 
 class Steps:
-    """The steps of one attempt. `expected` says whether an earlier attempt stored any, `stored` are they, if known."""
+    """The steps of one attempt. `stored` are those of earlier ones; None where they have to be read."""
 
-    def __init__(
-        self,
-        store: StepStore,
-        task_id: str,
-        token: int,
-        *,
-        expected: bool,
-        stored: Mapping[str, bytes] | None = None,
-    ) -> None:
+    def __init__(self, store: StepStore, task_id: str, token: int, *, stored: Mapping[str, bytes] | None) -> None:
         self._store = store
         self._task_id = task_id
         self._token = token
         self._next = 0
-        self._stored: Mapping[str, bytes] | None = stored if expected else {}
+        self._stored = stored
         self._loading = asyncio.Lock()
 
     @property
