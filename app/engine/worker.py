@@ -246,13 +246,18 @@ class Worker:
         """Look at all lanes in `delay_s` seconds, or earlier if that was planned."""
         loop = asyncio.get_running_loop()
         when = loop.time() + min(max(delay_s, 0.001), SLOW_POLL_S)
-        if self._timer is not None and not self._timer.cancelled() and loop.time() < self._timer.when() <= when:
-            return
         if self._timer is not None:
+            if self._timer.when() <= when:
+                return
             self._timer.cancel()
         self._timer = loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
+        # A spent timer must not pass for one that is still to come: the loop's clock may stand a rounding error before
+        # the time that it was set to.
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._look_at_all = True
         self._news.set()
 

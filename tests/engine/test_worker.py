@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
+import arq
+import pytest
 from pydantic import BaseModel
 
+from app.engine import wire
+from app.engine import worker as worker_module
 from app.engine.context import TaskContext
 from app.engine.job import Status
 from app.engine.policy import RetryPolicy
 from app.engine.registry import task
 from app.engine.submissions import Submission
 from app.errors import PermanentError, RetryableError
-from tests.support import engine_on, event_of, finished
+from app.store import keys
+from app.store.connection import arq_redis_settings
+from tests.support import PATIENCE_S, engine_on, event_of, finished
 
 
 class Number(BaseModel):
@@ -89,3 +96,39 @@ async def test_a_running_task_is_cancelled(redis_url: str) -> None:
         await engine.tasks.cancel(accepted.task_id, user_id="ada")
         record = await finished(engine, accepted.task_id)
     assert record.status is Status.CANCELLED
+
+
+class RoundedTimer:
+    """A timer that says, as uvloop's may by an error of rounding, a moment a little behind the one it fires at."""
+
+    def __init__(self, timer: asyncio.TimerHandle) -> None:
+        self.cancel = timer.cancel
+        self.cancelled = timer.cancelled
+        self._when = timer.when() + 0.005
+
+    def when(self) -> float:
+        return self._when
+
+
+async def test_a_timer_that_fires_before_its_time_does_not_end_the_polling(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "SLOW_POLL_S", 0.03)
+    loop = asyncio.get_running_loop()
+    call_at = loop.call_at
+
+    def rounded(when: float, call: Callable[..., object], *args: object, **options: object) -> object:
+        timer = call_at(when, call, *args, **options)  # type: ignore[arg-type]
+        return RoundedTimer(timer) if getattr(call, "__name__", "") == "_tick" else timer
+
+    monkeypatch.setattr(loop, "call_at", rounded)
+    # A stock client wakes nobody: only the poll finds its tasks.
+    stock = await arq.create_pool(
+        arq_redis_settings(redis_url), job_serializer=wire.serializer, job_deserializer=wire.deserializer
+    )
+    async with engine_on(redis_url, TASKS) as engine, engine.worker():
+        for n in range(3):
+            job = await stock.enqueue_job("test.double", n=n, _queue_name=keys.QUEUE)
+            assert job is not None
+            assert await job.result(timeout=PATIENCE_S, poll_delay=0.01) == {"n": n * 2}
+    await stock.aclose()
