@@ -43,7 +43,7 @@ class Plan:
     call_samples: int = 200
     children: int = 1_000
     waiting: int = 10_000
-    waiting_idle_s: float = 10.0
+    waiting_idle_s: float = 5.0
     quota_window_s: float = 10.0
     quota_windows: float = 3.5
 

@@ -66,6 +66,14 @@ async def test_json_describes_machine_plan_and_rows_of_the_chosen_figures() -> N
     assert rows["pickup_p50"]["reached"] is None
 
 
+async def test_calls_and_groups_are_measured() -> None:
+    result = await result_of("--only", "call", "--only", "gather")
+    rows = {row["key"]: row["nightshift"] for row in result["rows"]}
+    assert set(rows) == {"call_p50", "call_p99", "gather_s"}
+    assert 0 < rows["call_p50"] <= rows["call_p99"]
+    assert rows["gather_s"] > 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 async def test_an_interrupted_benchmark_leaves_no_process() -> None:
     async with bench("--only", "drain") as process:
