@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -20,6 +21,9 @@ from app.errors import ChildFailed, PermanentError, RetryableError
 from tests.support import engine_on, finished
 
 effects: Counter[str] = Counter()
+running: set[str] = set()
+at_once: list[int] = []
+"""How many ran, whenever one had begun."""
 
 
 class Number(BaseModel):
@@ -35,11 +39,16 @@ class Wanted(BaseModel):
 @pytest.fixture(autouse=True)
 def nothing_yet() -> None:
     effects.clear()
+    at_once.clear()
 
 
 @task("test.double", retry=RetryPolicy(max_retries=0))
 async def double(ctx: TaskContext, params: Number) -> Number:
     effects[f"{params.value}"] += 1
+    running.add(ctx.task_id)
+    at_once.append(len(running))
+    await asyncio.sleep(0)
+    running.discard(ctx.task_id)
     if params.value < 0:
         raise PermanentError(f"{params.value} is negative")
     return Number(value=2 * params.value)
@@ -120,6 +129,17 @@ async def test_a_map_runs_a_task_for_each_and_labels_them(redis_url: str) -> Non
         tree = await engine.trees.read(record.task_id, user_id="ada")
     assert record.result == [10, 8, 6]
     assert [child.record.label for child in tree.root.children] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["test.group", "test.map"])
+async def test_no_more_than_the_limit_run_at_once(redis_url: str, name: str) -> None:
+    async with engine_on(redis_url, TASKS) as engine, engine.worker():
+        await run(engine, name, values=list(range(1, 31)))
+        assert max(at_once) > 2
+        at_once.clear()
+        record = await run(engine, name, values=list(range(1, 31)), limit=2)
+    assert len(record.result) == 30
+    assert max(at_once) <= 2
 
 
 async def test_a_map_keeps_the_error_policy(redis_url: str) -> None:
