@@ -367,10 +367,10 @@ def _value_or_timeout(name: str, stored: bytes, timeout_ms: int) -> Any:
 def _values(ends: Sequence[End], calls: Sequence[Call], on_error: OnError) -> list[Any]:
     """Results in the order of the calls. Raises the first failure, or puts failures in their places (`COLLECT`)."""
     failures = [end.failure for end in ends]
-    if on_error is not OnError.COLLECT:
-        for failure in failures:
-            if failure is not None:
-                raise failure
+    told = [failure for failure in failures if failure is not None]
+    if told and on_error is not OnError.COLLECT:
+        # Others may have been cancelled because one had failed, by an attempt that died then: that one is the reason.
+        raise min(told, key=lambda failure: failure.status == Status.CANCELLED)
     return [failure or call.value(end.result) for end, failure, call in zip(ends, failures, calls, strict=True)]
 
 

@@ -285,6 +285,18 @@ async def test_a_group_may_finish_all_and_then_fail(redis_url: str) -> None:
     assert effects == {"double -1": 1, "double 2": 1, "double 3": 1}
 
 
+async def test_a_group_tells_of_the_failure_and_not_of_what_was_cancelled(redis_url: str) -> None:
+    async with engine_on(redis_url, TASKS) as engine, engine.worker():
+        task_id = await put(engine, "test.group", {"values": [0, -1], "on_error": "finish"})
+        waiting = await event_of(engine, task_id, "task_waiting")
+        endless, failing = waiting["waiting_for"]["task_ids"]
+        await finished(engine, failing)
+        await engine.tasks.cancel(endless, user_id="ada")
+        record = await finished(engine, task_id)
+    assert record.error is not None
+    assert "-1 is negative" in record.error.message
+
+
 async def test_a_group_may_collect_errors_as_values(redis_url: str) -> None:
     async with engine_on(redis_url, TASKS) as engine, engine.worker():
         record = await run(engine, "test.group", {"values": [1, -2, 3], "on_error": "collect"})
