@@ -90,7 +90,9 @@ class BatchRequest(BaseModel):
     tasks: list[BatchItem] = Field(min_length=1, max_length=MAX_BATCH)
 
     then: BatchItem | None = Field(
-        None, description="One more task, which begins when all the others have ended, however they did."
+        None,
+        description="One more task, which begins when all the others have ended, however they did; without `after`, "
+        "`delay_s` and `run_at` of its own.",
     )
 
     def last(self) -> Submission | None:

@@ -21,7 +21,7 @@ from app.engine.gates import KeyBusy
 from app.engine.job import Status, TaskRecord, fields_of, moment, record_of, steps_of
 from app.engine.letters import no_letter
 from app.engine.registry import Catalogue, TaskSpec
-from app.engine.submissions import Submission, beginning_after, check, keyed, new_task, validated
+from app.engine.submissions import Submission, beginning_after, check, check_last, keyed, new_task, validated
 from app.errors import Conflict, InvalidInput, LeaseLost, NotFound, QueueFull, TooLarge, UnknownTask
 from app.store import keys
 from app.store.connection import CONNECTION_ERRORS
@@ -109,7 +109,8 @@ class TaskQueue:
     ) -> list[Accepted]:
         """Accept up to 1,000 tasks in one round trip, all or none of them. Raises as `enqueue` does.
 
-        `then` is one more, the last of the answer: it begins when all others have ended, however they did.
+        `then` is one more, the last of the answer: it begins when all others have ended, however they did; so it has no
+        `after` and no delay of its own.
         """
         if not 1 <= len(submissions) <= MAX_BATCH:
             raise InvalidInput(f"expected 1 to {MAX_BATCH} tasks, got {len(submissions)}", pointer="/tasks")
@@ -120,6 +121,7 @@ class TaskQueue:
         ]
         if then is not None:
             last = self.prepare(then, user_id, correlation_id, "/then")
+            check_last(then)
             group.append(beginning_after(last, [item.id for item in group]))
         reply = await self._groups.run(group)
         if reply[0] != b"ok":

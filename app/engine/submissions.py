@@ -201,6 +201,13 @@ def check(item: Submission) -> None:
             )
 
 
+def check_last(item: Submission) -> None:
+    """Raises `InvalidInput` for a task that is to begin behind a batch, and says itself when it begins."""
+    for name, value in (("after", item.after), ("delay_s", item.delay_s), ("run_at", item.run_at)):
+        if value:
+            raise InvalidInput(f"then begins when the others have ended: expected no {name}", pointer=f"/then/{name}")
+
+
 def _check_after(item: Submission) -> None:
     if len(item.after) > MAX_AFTER:
         raise InvalidInput(f"after {len(item.after)} tasks: expected at most {MAX_AFTER}", pointer="/after")

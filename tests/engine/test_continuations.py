@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from app.engine.submissions import Submission
 from app.engine.waits import Call
 from app.errors import InvalidInput, NotFound, PermanentError, RetryableError
 from app.store import keys
-from tests.simulated import claim, end_of
+from tests.simulated import claim, end_of, new_task, put
 from tests.support import engine_on, event_of, finished
 
 gate = asyncio.Event()
@@ -183,4 +184,18 @@ async def test_what_cannot_be_waited_for_is_refused_and_changes_nothing(redis_ur
         for wrong in (Submission("test.summary", after=("a\nb",)), Submission("test.summary", after=("a",), delay_s=1)):
             with pytest.raises(InvalidInput, match="after"):
                 await engine.tasks.enqueue(wrong, user_id="ada")
+        assert await redis.dbsize() == before
+
+
+@pytest.mark.parametrize("own", [{"after": ("first",)}, {"delay_s": 60.0}, {"run_at": datetime.now(UTC)}])
+async def test_one_behind_a_batch_says_nothing_else_of_when_it_begins(
+    redis_url: str, redis: Redis, own: dict[str, Any]
+) -> None:
+    async with engine_on(redis_url, TASKS) as engine:
+        await put(engine.scripts, new_task("first"))
+        before = await redis.dbsize()
+        (name,) = own
+        with pytest.raises(InvalidInput, match=f"expected no {name}") as caught:
+            await engine.tasks.enqueue_many(parts(1), user_id="ada", then=Submission("test.summary", **own))
+        assert caught.value.pointer == f"/then/{name}"
         assert await redis.dbsize() == before
