@@ -9,11 +9,12 @@ from redis.asyncio import Redis
 
 from app.engine.wire import encode_payload
 from app.store import keys
-from app.store.items import Emit, Finish, NewTask, Reschedule
+from app.store.items import Emit, Finish, NewTask, Reschedule, Suspend
 from app.store.scripts import CLAIM_FIELDS, Scripts
 
 LEASE_MS = 60_000
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
 ERROR = b'{"type":"RetryableError","message":"no luck","retryable":true}'
 
 
@@ -104,6 +105,22 @@ def again(held: Held, *, delay_ms: int = 0, counts: bool = True) -> Reschedule:
         error=ERROR if counts else b"",
         event_type="task_retrying",
         event=b'{"attempt":%d}' % held.attempt,
+    )
+
+
+def wait_of(held: Held, *subjects: str, timeout_ms: int = DAY_MS, number: int = 0, fail_fast: bool = False) -> Suspend:
+    """A wait of an attempt."""
+    return Suspend(
+        id=held.id,
+        token=held.token,
+        queue=held.queue,
+        number=number,
+        facts=b'{"name":"wait"}',
+        timeout_ms=timeout_ms,
+        fail_fast=fail_fast,
+        waiting_for=b'{"kind":"tasks"}',
+        ttl_ms=HOUR_MS,
+        subjects=subjects,
     )
 
 

@@ -18,9 +18,9 @@ from app.engine.lane import LaneSettings
 from app.engine.registry import task
 from app.engine.submissions import Submission
 from app.store import keys
-from app.store.items import NewTask
+from app.store.items import Delivery, NewTask
 from app.store.scripts import BAND, MAX_PRIORITY, Scripts
-from tests.simulated import DAY_MS, again, claim, end_of, lapse, new_task, put, server_ms
+from tests.simulated import DAY_MS, again, claim, end_of, lapse, new_task, put, server_ms, wait_of
 from tests.support import engine_on, finished
 
 QUEUE = keys.queue("default")
@@ -162,6 +162,22 @@ async def test_the_weight_of_a_delayed_task_is_kept(redis: Redis, scripts: Scrip
     delayed = tasks_of("ada", 80, delay_ms=DAY_MS, cost=cost)
     await put(scripts, *delayed, *tasks_of("bob", 80))
     await make_due(redis, [item.id for item in delayed])
+    counts = Counter(await next_users(scripts, 50))
+    assert abs(counts["ada"] - 40) <= 2
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_the_weight_of_a_task_that_resumes_is_kept(scripts: Scripts, waits: bool) -> None:
+    cost = costs_of({"ada": 4})["ada"]
+    await put(scripts, *tasks_of("ada", 80, cost=cost))
+    held = await claim(scripts)
+    if waits:
+        await scripts.suspend([wait_of(one, "event:go") for one in held])
+        for one in held:
+            await scripts.deliver_event(Delivery(one.id, "ada", "go", b"1", "", 10))
+    else:
+        await scripts.suspend([wait_of(one, "task:nobody") for one in held])
+    await put(scripts, *tasks_of("bob", 80))
     counts = Counter(await next_users(scripts, 50))
     assert abs(counts["ada"] - 40) <= 2
 

@@ -279,14 +279,14 @@ end
 -- A waiting task has something to do again, unless it has not begun and its gates hold it. One that is not waiting (any more)
 -- is left alone. Followed by `flush`.
 local function resume(id, time)
-  local record = redis.call('HMGET', K.task .. id, 'status', 'queue', 'priority', 'user_id', 'gates')
+  local record = redis.call('HMGET', K.task .. id, 'status', 'queue', 'priority', 'user_id', 'gates', 'cost')
   if record[1] ~= 'WAITING' then return end
   stop_waiting(id, record[2])
   redis.call('HSET', K.task .. id, 'status', 'PENDING', 'due_at', time)
   if record[5] and not may_pass(id, record[5]) then
     redis.call('ZADD', queue_key(record[2]), time + L.park_ms, id)
   else
-    redis.call('ZADD', queue_key(record[2]), ready_again(record[2], record[4], record[3]), id)
+    redis.call('ZADD', queue_key(record[2]), ready_again(record[2], record[4], record[3], record[6]), id)
     wake(record[2], time)
   end
 end

@@ -46,7 +46,7 @@ local function deadline_of(at, record)
   local deadline = string.format('%.0f', time + tonumber(ARGV[at + 5]))
   redis.call('HSET', steps, 'wait:' .. number, deadline .. ' ' .. ARGV[at + 4])
   -- Says to the next attempt that something is stored.
-  if not record[8] then redis.call('HSET', K.task .. ARGV[at], 'steps', 0) end
+  if not record[7] then redis.call('HSET', K.task .. ARGV[at], 'steps', 0) end
   return tonumber(deadline)
 end
 
@@ -77,8 +77,8 @@ end
 
 local function suspend(at)
   local id, queue, count = ARGV[at], ARGV[at + 2], tonumber(ARGV[at + 9])
-  local record = redis.call('HMGET', K.task .. id, 'status', 'lease', 'user_id', 'project_id', 'priority', 'cancel', 'attempt',
-    'steps')
+  local record = redis.call('HMGET', K.task .. id, 'status', 'lease', 'user_id', 'project_id', 'priority', 'cancel', 'steps',
+    'cost')
   if record[1] ~= 'STARTED' or record[2] ~= ARGV[at + 1] then return 0 end
   local deadline = deadline_of(at, record)
   local pending, past = pending_of(id, at + FIELDS, count, ARGV[at + 6] == '1')
@@ -87,7 +87,7 @@ local function suspend(at)
   -- A task that was cancelled while its attempt ended must not wait: its next claim ends it.
   if record[6] or deadline <= time or (count > 0 and #pending == 0) then
     redis.call('HSET', K.task .. id, 'status', 'PENDING', 'due_at', time, 'resumes', 1)
-    later('ZADD', queue_key(queue), ready_again(queue, record[3], record[5]), id)
+    later('ZADD', queue_key(queue), ready_again(queue, record[3], record[5], record[8]), id)
     ready[queue] = true
   else
     wait(at, deadline, pending, past, record)
