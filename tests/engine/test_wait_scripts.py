@@ -9,32 +9,14 @@ from pydantic_core import to_json
 from redis.asyncio import Redis
 
 from app.store import keys
-from app.store.items import Delivery, StepRecord, Suspend, TakeEvent
+from app.store.items import Delivery, StepRecord, TakeEvent
 from app.store.scripts import CLAIM_STEPS_BYTES, Scripts
-from tests.simulated import DAY_MS, Held, claim, end_of, lapse, new_task, put, server_ms
-
-HOUR_MS = 3_600_000
+from tests.simulated import DAY_MS, HOUR_MS, Held, claim, end_of, lapse, new_task, put, server_ms, wait_of
 
 
 @pytest.fixture
 def scripts(redis: Redis) -> Scripts:
     return Scripts(redis)
-
-
-def wait_of(held: Held, *subjects: str, timeout_ms: int = DAY_MS, number: int = 0, fail_fast: bool = False) -> Suspend:
-    """A wait of an attempt."""
-    return Suspend(
-        id=held.id,
-        token=held.token,
-        queue=held.queue,
-        number=number,
-        facts=b'{"name":"wait"}',
-        timeout_ms=timeout_ms,
-        fail_fast=fail_fast,
-        waiting_for=b'{"kind":"tasks"}',
-        ttl_ms=HOUR_MS,
-        subjects=subjects,
-    )
 
 
 async def started(scripts: Scripts, *names: str) -> dict[str, Held]:
@@ -234,3 +216,23 @@ async def test_a_stock_workers_end_resumes_who_waits_for_it_and_is_kept(scripts:
     assert ended
     assert min(await kept_until(redis, "child")) >= deadline_ms
     assert [again.id for again in await claim(scripts)] == ["parent"]
+
+
+async def test_what_a_stock_client_aborts_while_it_waits_is_cancelled_with_what_it_waits_for(
+    scripts: Scripts, redis: Redis
+) -> None:
+    """arq puts a task that it aborts in front, so that a claim may see it before a heartbeat does."""
+    await put(scripts, new_task("parent"))
+    (parent,) = await claim(scripts)
+    await put(scripts, new_task("child", parent_id="parent", parent_token=parent.token))
+    await claim(scripts)
+    await scripts.suspend([wait_of(parent, "task:child")])
+    await redis.zadd(keys.QUEUE, {"parent": 1})
+    await redis.zadd(keys.ABORT, {"parent": await server_ms(redis)})
+    (resumed,) = await claim(scripts)
+    await scripts.finish([end_of(resumed, "CANCELLED")])
+    assert resumed.fields["cancel"] == "1"
+    aborted = await scripts.heartbeat("w1", b"{}", 10_000)
+    assert aborted == [b"parent"]
+    await scripts.cancel([task_id.decode() for task_id in aborted], DAY_MS)
+    assert await redis.hget(keys.task("child"), "cancel") == b"1"

@@ -115,7 +115,9 @@ local function take(id, queue)
     adopt(id, queue, payload, time)
     fields = redis.call('HMGET', key, unpack(FIELDS))
   end
-  if aborts and redis.call('ZREM', K.abort, id) == 1 then
+  if aborts and redis.call('ZSCORE', K.abort, id) then
+    -- Where it has started others the mark stays: the heartbeat that takes it away cancels those too.
+    if redis.call('EXISTS', K.children .. id) == 0 then redis.call('ZREM', K.abort, id) end
     redis.call('HSET', key, 'cancel', 1)
     fields[14] = '1'
   end
