@@ -25,7 +25,7 @@ from app.engine.submissions import Submission
 from app.errors import PermanentError
 from app.store import keys
 from app.store.connection import arq_redis_settings
-from tests.simulated import claim, lapse
+from tests.simulated import claim, lapse, server_ms
 from tests.support import PATIENCE_S, engine_on, finished
 
 began = asyncio.Event()
@@ -336,3 +336,16 @@ async def test_retention_sees_what_stock_workers_finished_though_nobody_reads_it
     assert found == [2, 2, 1]
     assert {record.task_id for record in after.items} == {item.task_id for item in accepted}
     assert await engine.tasks.settle_stock_ends(2) == 0
+
+
+async def test_a_stock_worker_may_end_a_task_whose_wait_has_lasted_too_long(
+    engine: Engine, stock: ArqRedis, redis: Redis
+) -> None:
+    first = await engine.tasks.enqueue(Submission("test.add_elsewhere", {"first": 1}), user_id="ada")
+    waiting = Submission("test.add", {"first": 1}, after=(first.task_id,))
+    last = (await engine.tasks.enqueue(waiting, user_id="ada")).task_id
+    await redis.zadd(keys.QUEUE, {last: await server_ms(redis) - 1}, xx=True)
+    await drain(stock, add)
+    assert await engine.tasks.settle_stock_ends(10) == 1
+    assert await redis.hget(keys.task(last), "status") == b"SUCCESS"
+    assert (await engine.queues.get("default")).waiting == 0

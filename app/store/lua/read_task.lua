@@ -22,6 +22,7 @@ local fields = {}
 for at = 1, #record, 2 do fields[record[at]] = record[at + 1] end
 local result, payload, score, queue = '', '', '', fields.queue or ''
 local stock = not fields.status or fields.status == 'PENDING' or fields.status == 'RETRY' or fields.status == 'STARTED'
+  or fields.status == 'WAITING'
 if ARGV[2] == '1' or stock then result = redis.call('GET', K.result .. id) or '' end
 if not fields.status then
   payload = redis.call('GET', K.job .. id) or ''
