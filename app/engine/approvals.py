@@ -137,7 +137,7 @@ class Approvals:
                 edits_schema=schema,
             )
             stored = await self._answer(entry, item)
-        return _decision(approval_id, from_json(stored), adapter)
+        return _decision(from_json(stored), adapter)
 
     async def _answer(self, entry: Entry, item: Ask) -> bytes:
         """What has become of it, stored as the result of the step. Does not return while it is pending."""
@@ -146,6 +146,7 @@ class Approvals:
             shown = {"kind": "approval", "approval_id": item.id}
             await self._waits.subject(entry, f"approval:{item.id}", item.expires_in_ms, shown)
         outcome = {
+            "approval_id": item.id,
             "status": status.decode(),
             "decided_at": int(decided_at),
             "decided_by": decided_by.decode(),
@@ -163,8 +164,9 @@ def approval_id_of(task_id: str, number: int) -> str:
     return hashlib.sha256(f"approval/{task_id}/{number}".encode()).hexdigest()[:32]
 
 
-def _decision(approval_id: str, outcome: Mapping[str, Any], adapter: TypeAdapter[Any] | None) -> Decision:
-    status, by = ApprovalStatus(outcome["status"]), outcome["decided_by"]
+def _decision(outcome: Mapping[str, Any], adapter: TypeAdapter[Any] | None) -> Decision:
+    # Not from the place in the row: the replay of a dead letter has the answer to what the old task asked.
+    approval_id, status, by = outcome["approval_id"], ApprovalStatus(outcome["status"]), outcome["decided_by"]
     if status is ApprovalStatus.EXPIRED:
         raise ApprovalExpired(f"approval {approval_id} expired: nobody decided on it in time")
     if status is ApprovalStatus.WITHDRAWN:

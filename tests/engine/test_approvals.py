@@ -109,7 +109,17 @@ async def stop_asking(ctx: TaskContext, params: Ask) -> str:
     return "answered"
 
 
-TASKS = (ask, edit, caught, stop_asking)
+@task("test.fails_once_behind", retry=RetryPolicy(max_retries=0))
+async def fails_once_behind(ctx: TaskContext, params: Ask) -> str:
+    """Ask, and fail the first time behind the answer."""
+    decision = await ctx.approval(ApprovalRequest(params.subject))
+    effects["behind"] += 1
+    if effects["behind"] == 1:
+        raise PermanentError("once")
+    return decision.approval_id
+
+
+TASKS = (ask, edit, caught, stop_asking, fails_once_behind)
 
 
 @pytest.fixture
@@ -218,6 +228,15 @@ async def test_a_retry_behind_a_decision_does_not_ask_again(engine: Engine) -> N
         done = await ended(engine, task_id)
     assert (done.attempt, done.result["approved"]) == (2, True)
     assert len(await told(engine, f"task:{task_id}", "hitl_pending")) == 1
+
+
+async def test_a_replay_names_the_approval_that_the_old_task_asked_for(engine: Engine) -> None:
+    async with engine.worker():
+        task_id, approval_id = await asked(engine, "test.fails_once_behind")
+        await engine.approvals.decide(approval_id, YES, ADA)
+        assert (await ended(engine, task_id)).status is Status.FAILURE
+        again = await engine.dead_letters.replay(task_id, user_id="ada")
+        assert (await ended(engine, again.task_id)).result == approval_id
 
 
 async def test_another_worker_finds_what_was_asked(engine: Engine) -> None:
