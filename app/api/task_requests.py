@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic.config import JsonDict
 
 from app.api.dependencies import Label
+from app.engine.gates import MAX_BURST, PLAIN, KeyPolicy, OnBusy
 from app.engine.policy import MAX_DELAY_S
 from app.engine.queue import MAX_BATCH
 from app.engine.registry import MAX_NAME_LENGTH
@@ -30,6 +31,10 @@ Instant = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
 """A time with its offset, in the form of RFC 3339 only."""
 
 
+Seconds = Annotated[float, Field(ge=0.001, le=MAX_DELAY_S, strict=True)]
+_POLICY_FIELDS = {"on_busy", "debounce_s", "debounce_max_s", "throttle_s", "throttle_burst"}
+
+
 class Placement(BaseModel):
     """Where a task belongs, and when it runs."""
 
@@ -46,6 +51,35 @@ class Placement(BaseModel):
         description="Ids of own tasks: it begins when all of them have ended, however they did, or in seven days.",
     )
 
+    key: Label | None = Field(
+        None,
+        description="What it is about, such as `conversation:42`: of the caller's tasks of one key one runs at a time, "
+        "in the order in which they came.",
+    )
+    on_busy: OnBusy = Field(
+        OnBusy.QUEUE,
+        description="When the key has an unfinished task: wait behind it; refuse this one (409); answer with the "
+        "unfinished one of the same type (200); cancel what is unfinished and run when that has ended; or run besides, "
+        "as the throttle allows.",
+    )
+    debounce_s: Seconds | None = Field(
+        None,
+        description="Run so long after the last one of the same type and key; until then each gives the one that waits "
+        "its parameters.",
+    )
+    debounce_max_s: Seconds | None = Field(
+        None, description="But no later than this after the first of them; 10 times `debounce_s` unless set."
+    )
+    throttle_s: Seconds | None = Field(
+        None, description="Starts under the key are so far apart; one that comes earlier is delayed."
+    )
+    throttle_burst: StrictInt = Field(1, ge=1, le=MAX_BURST, description="Starts at once after a pause.")
+
+    def _policy(self) -> KeyPolicy:
+        if not self.model_fields_set & _POLICY_FIELDS:
+            return PLAIN
+        return KeyPolicy(self.on_busy, self.debounce_s, self.debounce_max_s, self.throttle_s, self.throttle_burst)
+
     def placed(self, task: str, params: dict[str, Any] | BaseModel, idempotency_key: str | None) -> Submission:
         """What the engine takes."""
         return Submission(
@@ -57,6 +91,8 @@ class Placement(BaseModel):
             project_id=self.project_id,
             tags=tuple(self.tags),
             after=tuple(self.after),
+            key=self.key,
+            policy=self._policy(),
             idempotency_key=idempotency_key,
         )
 

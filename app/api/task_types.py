@@ -12,6 +12,7 @@ from app.api.auth import Caller
 from app.api.dependencies import EngineDep
 from app.api.openapi import problem_responses
 from app.api.task_views import list_response
+from app.engine.gates import PLAIN, OnBusy
 from app.engine.registry import TaskSpec
 
 router = APIRouter(prefix="/api/task-types", tags=["tasks"], responses=problem_responses(401, 403))
@@ -27,6 +28,13 @@ class PolicyView(BaseModel):
     backoff_jitter: bool = Field(description="Whether the wait is drawn from 0 to the bound, or is the bound.")
     soft_limit_s: float = Field(description="When an attempt is told to come to an end.")
     hard_limit_s: float = Field(description="When it is ended.")
+    on_busy: OnBusy | None = Field(
+        description="What becomes of one whose key has an unfinished task; null: the task sets no key of its own."
+    )
+    debounce_s: float | None = Field(description="How long after the last one of its key it runs.")
+    debounce_max_s: float | None = Field(description="How long after the first one of its key it runs at the latest.")
+    throttle_s: float | None = Field(description="How far apart starts of its key are.")
+    throttle_burst: int = Field(description="Starts of its key at once after a pause.")
 
 
 class TaskTypeView(BaseModel):
@@ -47,6 +55,11 @@ class TaskTypeView(BaseModel):
                         "backoff_jitter": True,
                         "soft_limit_s": 1740.0,
                         "hard_limit_s": 1800.0,
+                        "on_busy": None,
+                        "debounce_s": None,
+                        "debounce_max_s": None,
+                        "throttle_s": None,
+                        "throttle_burst": 1,
                     },
                     "params_schema": {"type": "object"},
                     "result_schema": {"type": "object"},
@@ -77,7 +90,7 @@ async def list_task_types(caller: Caller, engine: EngineDep) -> Response:
 
 
 def _view(spec: TaskSpec) -> dict[str, Any]:
-    retry, limits = spec.retry, spec.limits
+    retry, limits, key = spec.retry, spec.limits, spec.key.policy if spec.key else PLAIN
     return {
         "task": spec.name,
         "summary": spec.summary,
@@ -90,6 +103,11 @@ def _view(spec: TaskSpec) -> dict[str, Any]:
             "backoff_jitter": retry.jitter,
             "soft_limit_s": limits.soft_s,
             "hard_limit_s": limits.hard_s,
+            "on_busy": key.on_busy if spec.key else None,
+            "debounce_s": key.debounce_s,
+            "debounce_max_s": key.longest_debounce_s,
+            "throttle_s": key.throttle_s,
+            "throttle_burst": key.throttle_burst,
         },
         "params_schema": spec.params.model_json_schema(),
         "result_schema": spec.result.json_schema(mode="serialization"),

@@ -34,6 +34,8 @@ EXAMPLE: JsonDict = {
     "max_attempts": 4,
     "next_attempt_at": None,
     "waiting_for": None,
+    "key": None,
+    "behind": None,
     "user_id": "ada",
     "project_id": "apollo",
     "parent_id": None,
@@ -105,6 +107,10 @@ class TaskView(BaseModel):
     max_attempts: int | None = Field(description="Null for a task that a plain arq client enqueued.")
     next_attempt_at: AwareDatetime | None = Field(description="When a delayed task, or its next attempt, is due.")
     waiting_for: WaitingForView | None = Field(description="What a task in WAITING waits for.")
+    key: str | None = Field(description="What it is under: of its user's tasks of one key, one runs at a time.")
+    behind: int | None = Field(
+        description="How many tasks must end before its key or its group lets it run; null in lists."
+    )
     user_id: str
     project_id: str | None
     parent_id: str | None = Field(description="The task that started it.")
@@ -139,6 +145,8 @@ def task_view(record: TaskRecord) -> dict[str, Any]:
         "max_attempts": record.max_attempts,
         "next_attempt_at": record.next_attempt_at,
         "waiting_for": record.waiting_for,
+        "key": record.key,
+        "behind": record.behind,
         "user_id": record.user_id,
         "project_id": record.project_id,
         "parent_id": record.parent_id,

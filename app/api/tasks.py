@@ -107,7 +107,10 @@ def accepted_response(description: str) -> dict[str, Any]:
     response_model=TaskView,
     responses={
         202: accepted_response("The task is stored and will run."),
-        200: {**accepted_response("The task that this idempotency key made before."), "model": TaskView},
+        200: {
+            **accepted_response("The task that this idempotency key made before, or that stands for it under its key."),
+            "model": TaskView,
+        },
         **problem_responses(404, 409, 410, 413, 422),
     },
 )
@@ -117,7 +120,8 @@ async def post_task(
     """Accept a task and answer at once; it runs when a worker has room for it.
 
     Problems: 404 no such task; 422 wrong parameters, with a JSON pointer to the field; 409 the idempotency key was used
-    for another request; 410 the task it made is forgotten; 503 with `Retry-After` when the queue is full.
+    for another request, or the `key` is busy; 410 the task it made is forgotten; 503 with `Retry-After` when the queue
+    is full.
     """
     return await accept(engine_of(request), body.submission(idempotency_key), caller)
 

@@ -85,6 +85,13 @@ class KeyPolicy:
     throttle_s: float | None = None
     throttle_burst: int = 1
 
+    @property
+    def longest_debounce_s(self) -> float | None:
+        """How long after the first of them a debounced task is due at the latest."""
+        if self.debounce_s is None:
+            return None
+        return self.debounce_max_s or min(DEBOUNCE_MAX_FACTOR * self.debounce_s, MAX_DELAY_S)
+
     def fault(self) -> tuple[str, str] | None:
         """The field that is wrong, and why; None where all is well."""
         return self._bounds() or self._contradiction()
@@ -170,10 +177,9 @@ def gating(
 
 
 def _debounce_ms(policy: KeyPolicy) -> tuple[int, int] | None:
-    if policy.debounce_s is None:
+    if policy.debounce_s is None or policy.longest_debounce_s is None:
         return None
-    longest_s = policy.debounce_max_s or min(DEBOUNCE_MAX_FACTOR * policy.debounce_s, MAX_DELAY_S)
-    return int(policy.debounce_s * 1000), int(longest_s * 1000)
+    return int(policy.debounce_s * 1000), int(policy.longest_debounce_s * 1000)
 
 
 def _throttle_ms(policy: KeyPolicy) -> tuple[int, int, int] | None:

@@ -79,6 +79,11 @@ async def test_task_types_tell_queue_policy_and_schemas(api: Api) -> None:
         "backoff_jitter": False,
         "soft_limit_s": 1740.0,
         "hard_limit_s": 1800.0,
+        "on_busy": None,
+        "debounce_s": None,
+        "debounce_max_s": None,
+        "throttle_s": None,
+        "throttle_burst": 1,
     }
 
 
