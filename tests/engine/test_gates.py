@@ -405,6 +405,7 @@ async def test_a_task_that_is_to_begin_after_another_waits_for_that_and_for_its_
     first, t1 = await claim(scripts)
     await end(scripts, first)
     assert await redis.hget(keys.task("t2"), "status") == b"PENDING"
+    assert await due_in_ms(redis, "t2") > PARK_MS / 2
     assert await ids(scripts) == []
     await end(scripts, t1)
     (t2,) = await claim(scripts)
@@ -429,3 +430,30 @@ async def test_a_task_that_is_replaced_before_it_could_wait_stays_cancelled(scri
     assert await redis.hget(keys.task("t1"), "status") == b"CANCELLED"
     assert not await redis.exists(keys.PREFIXES["pending"] + "t1")
     assert await ids(scripts) == ["first", "t2"]
+
+
+async def test_a_task_that_was_handed_back_has_begun_and_is_not_changed(scripts: Scripts, redis: Redis) -> None:
+    await put(scripts, turn("t1", **QUIET))
+    await look_at(redis, "t1")
+    (held,) = await claim(scripts)
+    await scripts.reschedule([again(held, counts=False)])
+    assert (await reply_of(scripts, turn("t2", **QUIET)))[2:] == [["t2", 1]]
+
+
+async def test_a_task_that_is_being_cancelled_is_not_joined(scripts: Scripts) -> None:
+    await put(scripts, turn("t1", "join"))
+    await claim(scripts)
+    await scripts.cancel(["t1"], DAY_MS)
+    assert (await reply_of(scripts, turn("t2", "join")))[2:] == [["t2", 1]]
+
+
+async def test_what_a_batch_replaces_takes_no_parameters_of_the_batch(scripts: Scripts) -> None:
+    await put(scripts, turn("t1", **QUIET))
+    assert (await reply_of(scripts, turn("t2", "replace"), turn("t3", **QUIET)))[2:] == [["t2", 1], ["t3", 1]]
+
+
+async def test_a_task_of_two_gates_is_not_let_in_by_one_of_them(scripts: Scripts, redis: Redis) -> None:
+    await put(scripts, turn("t1"), member("m1", limit=1), turn("both", more=((GROUP, 1),)))
+    t1, _ = await claim(scripts)
+    await end(scripts, t1)
+    assert await due_in_ms(redis, "both") > PARK_MS / 2
