@@ -29,12 +29,14 @@ class PolicyView(BaseModel):
     soft_limit_s: float = Field(description="When an attempt is told to come to an end.")
     hard_limit_s: float = Field(description="When it is ended.")
     on_busy: OnBusy | None = Field(
-        description="What becomes of one whose key has an unfinished task; null: the task sets no key of its own."
+        None, description="What becomes of one whose key has an unfinished task; null: the task sets no key of its own."
     )
-    debounce_s: float | None = Field(description="How long after the last one of its key it runs.")
-    debounce_max_s: float | None = Field(description="How long after the first one of its key it runs at the latest.")
-    throttle_s: float | None = Field(description="How far apart starts of its key are.")
-    throttle_burst: int = Field(description="Starts of its key at once after a pause.")
+    debounce_s: float | None = Field(None, description="How long after the last one of its key it runs.")
+    debounce_max_s: float | None = Field(
+        None, description="How long after the first one of its key it runs at the latest."
+    )
+    throttle_s: float | None = Field(None, description="How far apart starts of its key are.")
+    throttle_burst: int = Field(1, description="Starts of its key at once after a pause.")
 
 
 class TaskTypeView(BaseModel):
