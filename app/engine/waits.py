@@ -15,6 +15,7 @@ A wait stands in the row of the task's steps (`steps.py`) and is known by its nu
    and `suspend.lua` writes, in one step, the deadline, the set of subjects that have not come about yet, and `WAITING`.
 2. Whatever brings a subject about (the script that finishes a task, delivers an event or decides on an approval) takes
    it out of that set, and makes the task ready when the set is empty. A subject that is told twice takes nothing twice.
+   Where more than 1,000 tasks wait for one, the heartbeats of workers tell the rest of its end, 1,000 at a time.
    At the deadline the queue itself does: a waiting task's score is its deadline.
 3. A worker enters the task again from its top. At the same number it looks at what has become of the subjects, stores
    the outcome as the result of the step, and goes on. This is the same attempt: waiting costs no try.

@@ -6,6 +6,7 @@
   which this worker sleeps writes the queue's name there; who cancels a running task, `!` and its id; who gives back
   quota for which a call waits here, `?` and the id of the call.
 - The *heartbeat* writes the worker's record once a second and sees the abort marks of arq's own clients.
+  It also tells those who wait for tasks that have ended, where they were too many for the call that ended those.
 
 Each runs under `supervise`: an error is logged and counted, and the service begins again after a short pause. Draining:
 claim nothing new, hand back what has not begun, give what runs its grace, hand back the rest; none of it costs a task a
@@ -310,6 +311,8 @@ class Worker:
             aborted = await self._scripts.heartbeat(self.worker_id, record, int(HEARTBEAT_TTL_S * 1000))
             if aborted:
                 await self._queue.abort([task_id.decode() for task_id in aborted])
+            while await self._scripts.tell_waiters():
+                pass
             await asyncio.sleep(HEARTBEAT_S)
 
     def _running(self) -> int:

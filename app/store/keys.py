@@ -16,6 +16,7 @@ a ready one its place (below any time) |
 | `ns:steps:<id>` | hash | steps: `<number>` facts, `result:<number>`, and `wait:<number>` of a wait that has begun |
 | `ns:pending:<id>` | set | what a waiting task still waits for: `task:<id>`, `event:<name>`, `approval:<id>` |
 | `ns:waiters:<id>` | set | ids of the tasks that wait for the end of a task |
+| `ns:untold` | zset | tasks that have ended and whose waiters are not all told, as `<failed>:<id>`; score: since when |
 | `ns:inbox:<id>` | hash | events from outside that a task has not taken yet, see `deliver_event.lua` |
 | `ns:approval:<id>` | hash | a person's approval that a task has asked for |
 | `ns:approvals`, `ns:approvals:<index>` | zset | ids of approvals, as `<ms>:<id>`, all scores 0; of all, \
@@ -77,6 +78,7 @@ PREFIXES: Final[dict[str, str]] = {
     "steps": "ns:steps:",
     "pending": "ns:pending:",
     "waiters": "ns:waiters:",
+    "untold": "ns:untold",
     "inbox": "ns:inbox:",
     "approval": "ns:approval:",
     "approvals": "ns:approvals",

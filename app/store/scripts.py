@@ -51,6 +51,8 @@ SCAN_BOUND = 2_000
 """Index entries that one call of a list script looks at."""
 EXPIRED_AT_ONCE = 200
 """Approvals that one call ends whose time is over."""
+TOLD_AT_ONCE = 1_000
+"""Waiting tasks that one call tells of the ends of others: some 10 ms of the server's time."""
 
 CLAIM_FIELDS = (
     *("status", "attempt", "lease", "user_id", "project_id", "task", "parent_id", "root_id", "correlation_id"),
@@ -76,6 +78,7 @@ def limits(idempotency_ttl_s: float = 86_400.0) -> dict[str, float]:
         "priority_max": MAX_PRIORITY,
         "sleeper_ms": SLEEPER_MS,
         "expired_at_once": EXPIRED_AT_ONCE,
+        "told_at_once": TOLD_AT_ONCE,
         "channel_length": CHANNEL_LENGTH,
         "channel_ttl_ms": CHANNEL_TTL_MS,
         "after_ms": AFTER_MS,
@@ -283,6 +286,10 @@ class Scripts:
         """Note that `worker` lives. Returns ids that arq clients want aborted."""
         aborts: list[bytes] = await self._run("heartbeat", [worker, record, ttl_ms])
         return aborts
+
+    async def tell_waiters(self) -> bool:
+        """Go on telling those who wait for tasks that have ended. Returns whether more are left."""
+        return bool(await self._run("tell_waiters", ()))
 
     async def stop_sleeping(self, worker: str, queues: Iterable[str]) -> None:
         """Take a worker that claims no more out of the lists of the sleeping."""

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
+from pydantic import BaseModel
 from pydantic_core import to_json
 from redis.asyncio import Redis
 
+from app.engine.context import TaskContext
+from app.engine.job import Status
+from app.engine.registry import task
+from app.engine.submissions import Submission
 from app.store import keys
 from app.store.items import Delivery, StepRecord, TakeEvent
 from app.store.scripts import CLAIM_STEPS_BYTES, Scripts
 from tests.simulated import DAY_MS, HOUR_MS, Held, claim, end_of, lapse, new_task, put, server_ms, wait_of
+from tests.support import engine_on, finished
+
+
+class Nothing(BaseModel):
+    pass
+
+
+@task("test.done")
+async def done(ctx: TaskContext, params: Nothing) -> None:
+    """Nothing more."""
 
 
 @pytest.fixture
@@ -192,6 +207,8 @@ async def test_more_subjects_than_a_command_has_arguments_are_waited_for(scripts
     assert await redis.scard(keys.PREFIXES["pending"] + "parent") == 2_500
     children = await claim(scripts, queue="other", want=2_500)
     await scripts.finish([end_of(child) for child in children[:-1]])
+    while await scripts.tell_waiters():
+        pass
     assert await claim(scripts) == []
     await scripts.finish([end_of(children[-1])])
     assert [again.id for again in await claim(scripts)] == ["parent"]
@@ -236,3 +253,50 @@ async def test_what_a_stock_client_aborts_while_it_waits_is_cancelled_with_what_
     assert aborted == [b"parent"]
     await scripts.cancel([task_id.decode() for task_id in aborted], DAY_MS)
     assert await redis.hget(keys.task("child"), "cancel") == b"1"
+
+
+async def test_of_many_who_wait_for_one_task_no_call_tells_more_than_its_bound(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.scripts.TOLD_AT_ONCE", 10)
+    scripts = Scripts(redis)
+    held = await started(scripts, "one", "other", *(f"waits-{n:02}" for n in range(25)))
+    waiting = sorted(set(held) - {"one", "other"})
+    await scripts.suspend([wait_of(held[name], "task:one" if name < "waits-20" else "task:other") for name in waiting])
+    await scripts.finish([end_of(held["one"]), end_of(held["other"])])
+    told = [[again.id for again in await claim(scripts)]]
+    for more in (True, False):
+        assert await scripts.tell_waiters() is more
+        told.append([again.id for again in await claim(scripts)])
+    assert [len(ids) for ids in told] == [10, 10, 5]
+    assert sorted(name for ids in told for name in ids) == waiting
+    assert not await redis.exists(keys.PREFIXES["untold"])
+    assert await scripts.tell_waiters() is False
+
+
+async def test_who_is_told_later_that_a_task_failed_does_not_wait_for_the_others(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.scripts.TOLD_AT_ONCE", 1)
+    scripts = Scripts(redis)
+    held = await started(scripts, "one", "other", "first", "second", "patient")
+    subjects = ("task:one", "task:other")
+    await scripts.suspend([wait_of(held[name], *subjects, fail_fast=name != "patient") for name in ("first", "second")])
+    await scripts.suspend([wait_of(held["patient"], *subjects)])
+    await scripts.finish([end_of(held["one"], "FAILURE")])
+    while await scripts.tell_waiters():
+        pass
+    assert sorted(again.id for again in await claim(scripts)) == ["first", "second"]
+
+
+async def test_a_call_that_tells_many_leaves_the_worker_to_tell_the_rest(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.scripts.TOLD_AT_ONCE", 3)
+    async with engine_on(redis_url, (done,)) as engine:
+        first = (await engine.tasks.enqueue(Submission("test.done"), user_id="ada")).task_id
+        behind = [Submission("test.done", after=(first,)) for _ in range(10)]
+        made = await engine.tasks.enqueue_many(behind, user_id="ada")
+        async with engine.worker():
+            for item in made:
+                assert (await finished(engine, item.task_id)).status is Status.SUCCESS

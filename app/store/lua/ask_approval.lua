@@ -30,7 +30,7 @@ local function ask()
   redis.call('HSET', K.steps .. task, 'wait:' .. number, deadline .. ' ' .. ARGV[5])
   -- `steps` says to the next attempt that something is stored, `awaited` to the end of the task that something hangs on it.
   redis.call('HSETNX', K.task .. task, 'steps', 0)
-  redis.call('HSET', K.task .. task, 'awaited', 1)
+  redis.call('HSETNX', K.task .. task, 'awaited', 0)
   emit(approval_channels(task, user, project, deciders), 'hitl_pending', task, '{"approval_id":"' .. id .. '","subject":'
     .. cjson.encode(ARGV[7]) .. ',"expires_at":"' .. iso(tonumber(deadline)) .. '"}')
 end

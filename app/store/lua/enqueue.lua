@@ -186,18 +186,18 @@ local function write_wait(at, after, names, ready, gates)
   after = string.gsub(after, '[^\n]+', names)
   redis.call('HSET', K.task .. id, 'after', after)
   if gates and redis.call('HGET', K.task .. id, 'status') ~= 'PENDING' then return end
+  local deadline = time + L.after_ms
   for task in string.gmatch(after, '[^\n]+') do
     local status = redis.call('HGET', K.task .. task, 'status')
     if status and not FINISHED[status] and redis.call('SADD', K.pending .. id, 'task:' .. task) == 1 then
-      redis.call('SADD', K.waiters .. task, id)
-      redis.call('HSET', K.task .. task, 'awaited', 1)
+      await(id, task, deadline)
       pending = pending + 1
     elseif FINISHED[status] then
       past[#past + 1] = task
     end
   end
   if pending == 0 then return write_schedule(at, queue, id, time, ready, gates and is_held(id, gates)) end
-  local deadline, shown = time + L.after_ms, '{"kind":"tasks","step":"after","count":' .. pending
+  local shown = '{"kind":"tasks","step":"after","count":' .. pending
   redis.call('HSET', K.task .. id, 'status', 'WAITING', 'waiting_for', shown .. '}', 'wait_until', deadline)
   -- The others may end long after these, whose results are wanted then.
   for _, task in ipairs(past) do keep_until(task, deadline + L.after_ms, time) end

@@ -4,7 +4,7 @@
 -- KEYS: none. All keys are made from K and an id; Nightshift runs on one Redis, not on a cluster.
 -- ARGV: none
 -- returns: nothing; defines now, iso, pair, queue_key, channels_of, later, later_delete, ready_new, ready_again, flush, emit,
---   publish, wake, FINISHED, enter, may_pass, leave, heal, stop_waiting, resume, resolve, keep_for_waiters, keep_until,
+--   publish, wake, FINISHED, enter, may_pass, leave, heal, stop_waiting, resume, await, untold, tell, resolve, keep_for_waiters, keep_until,
 --   approval_indices, approval_channels, close_approval, expire_approvals, withdraw_approvals, settle, remember, store_step,
 --   step_facts, is_buried, unbury, forget_approvals, forget, adopt, cancel_unstarted. A script ends with flush and publish
 --   where it uses what notes or emits.
@@ -291,27 +291,41 @@ local function resume(id, time)
   end
 end
 
--- A task has ended, for which others wait. Each has a set of what it still waits for, so that an end that is told twice, or
--- to a task that has given up waiting and waits for something else now, changes nothing. Followed by `flush`.
-local function resolve(id, failed, time)
+-- A task begins to wait for another, until a time: so long the result of that is wanted.
+local function await(id, task, deadline)
+  redis.call('SADD', K.waiters .. task, id)
+  local longest = tonumber(redis.call('HGET', K.task .. task, 'awaited'))
+  if not longest or longest < deadline then redis.call('HSET', K.task .. task, 'awaited', deadline) end
+end
+
+-- How many waiting tasks this call of a script may yet tell of an end.
+local untold = L.told_at_once
+
+-- Tells tasks that wait for one that has ended. Each has a set of what it still waits for, so that an end that is told twice,
+-- or to a task that has given up waiting and waits for something else now, changes nothing. Followed by `flush`.
+local function tell(id, failed, time)
   local subject = 'task:' .. id
-  for _, waiter in ipairs(redis.call('SMEMBERS', K.waiters .. id)) do
+  local waiters = redis.call('SPOP', K.waiters .. id, untold)
+  untold = untold - #waiters
+  for _, waiter in ipairs(waiters) do
     if redis.call('SREM', K.pending .. waiter, subject) == 1 then
       local left = redis.call('EXISTS', K.pending .. waiter)
       if left == 0 or (failed and redis.call('HGET', K.task .. waiter, 'fail_fast') == '1') then resume(waiter, time) end
     end
   end
-  redis.call('DEL', K.waiters .. id)
+end
+
+-- A task has ended, for which others wait. Those that are too many for one call are told by `tell_waiters.lua`.
+local function resolve(id, failed, time)
+  if untold > 0 then tell(id, failed, time) end
+  if untold == 0 and redis.call('EXISTS', K.waiters .. id) == 1 then
+    redis.call('ZADD', K.untold, time, (failed and '1:' or '0:') .. id)
+  end
 end
 
 -- For how long to keep the result of a task for which others wait: longer than any wait on it lasts.
-local function keep_for_waiters(id, ttl, time)
-  local longest = ttl
-  for _, waiter in ipairs(redis.call('SMEMBERS', K.waiters .. id)) do
-    local wait_until = tonumber(redis.call('HGET', K.task .. waiter, 'wait_until')) or 0
-    longest = math.max(longest, wait_until - time + ttl)
-  end
-  return longest
+local function keep_for_waiters(awaited, ttl, time)
+  return math.max(ttl, tonumber(awaited) - time + ttl)
 end
 
 -- Keeps a finished task and its result until a time, where they would be forgotten before.
@@ -383,11 +397,11 @@ local function withdraw_approvals(task, time)
 end
 
 -- What every end of a task does to its keys: out of queue and gates, result stored, kept until `ttl` ms from now. `...` are
--- more fields of the record; `awaited` says whether any task ever waited for it, or it ever asked for an approval. Followed by
+-- more fields of the record; `awaited` is until when others wait for it at most, or 0 where it has asked for an approval. Followed by
 -- `flush`, and by `publish` behind what is emitted of the end.
 local function settle(id, queue, status, awaited, gates, result, ttl, time, ...)
   later('ZREM', queue_key(queue), id)
-  if awaited then ttl = keep_for_waiters(id, ttl, time) end
+  if awaited then ttl = keep_for_waiters(awaited, ttl, time) end
   later('ZADD', K.finished, time + ttl, id)
   redis.call('SET', K.result .. id, result, 'PX', ttl)
   redis.call('HSET', K.task .. id, 'status', status, 'finished_at', time, ...)

@@ -14,7 +14,7 @@ if redis.call('ZSCORE', queue_key(record[2]), id) or redis.call('EXISTS', K.resu
 if record[1] == 'WAITING' then stop_waiting(id, record[2]) end
 redis.call('HSET', K.task .. id, 'status', ARGV[2], 'error', ARGV[3], 'finished_at', ARGV[4], 'attempt', ARGV[5])
 redis.call('ZADD', K.finished, time + tonumber(ARGV[6]), id)
-if record[5] then keep_until(id, time + keep_for_waiters(id, tonumber(ARGV[6]), time), time) end
+if record[5] then keep_until(id, time + keep_for_waiters(record[5], tonumber(ARGV[6]), time), time) end
 if record[1] == 'STARTED' then redis.call('HINCRBY', K.counts .. record[2], 'running', -1) end
 if record[5] then withdraw_approvals(id, time) end
 emit(channels_of(id, record[3], record[4]), ARGV[7], id, ARGV[8])

@@ -57,10 +57,7 @@ local function wait(at, deadline, pending, past, record)
   end
   for _, subject in ipairs(pending) do
     local task = string.match(subject, '^task:(.*)$')
-    if task then
-      redis.call('SADD', K.waiters .. task, id)
-      redis.call('HSET', K.task .. task, 'awaited', 1)
-    end
+    if task then await(id, task, deadline) end
   end
   for _, subject in ipairs(past) do
     -- The others may come about long after this one is over, and its result is wanted then.
