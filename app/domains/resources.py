@@ -9,7 +9,8 @@ from functools import partial
 from app.clients.git import GitClient
 from app.clients.llm import Estimate, Model, open_model
 from app.domains.workspaces import Workspaces
-from app.engine.context import Resource, Resources, TaskContext
+from app.engine.context import TaskContext
+from app.engine.lending import Resource, Resources
 from app.engine.limits import Quota
 from app.settings import Settings
 

@@ -26,12 +26,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from app.engine import wire
-from app.engine.context import Services, TaskContext, TaskInfo
+from app.engine.context import TaskContext
 from app.engine.interrupt import Interruptible
 from app.engine.job import ErrorInfo, bound_text, moment
+from app.engine.lending import Services
 from app.engine.outcomes import Abandoned, Again, Cancelled, Completed, Failed, HandedBack, Outcome, Suspended
 from app.engine.policy import RetryPolicy, after_failure
 from app.engine.registry import Catalogue, Task, TaskSpec
+from app.engine.task_info import TaskInfo
 from app.errors import (
     HardTimeLimit,
     InvalidInput,

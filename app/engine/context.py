@@ -5,28 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from loguru import logger
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
-from app.engine.approvals import DEFAULT_EXPIRY, ApprovalRequest, Approvals, ApprovalServices, Decision
+from app.engine.approvals import DEFAULT_EXPIRY, ApprovalRequest, Approvals, Decision
 from app.engine.events import TYPE, event_json, stream_name
 from app.engine.gates import OnBusy, policy_of
-from app.engine.limits import Guest, Quota, Quotas
+from app.engine.lending import Resource, Services
+from app.engine.limits import Guest, Quota
 from app.engine.outcomes import HandedBack, Suspended
 from app.engine.registry import Task
-from app.engine.steps import Steps, StepStore
+from app.engine.steps import Steps
 from app.engine.submissions import Submission
+from app.engine.task_info import TaskInfo
 from app.engine.threads import Reporter, ThreadReporter
-from app.engine.waits import DEFAULT_WAIT, Call, End, OnError, Waiter, Waits, WaitServices, child_id
+from app.engine.waits import DEFAULT_WAIT, Call, End, OnError, Waiter, Waits, child_id
 from app.errors import InvalidInput, LeaseLost, NotConfigured, TooLarge
 from app.store.items import Emit
 
@@ -40,70 +41,6 @@ OWN_CHANNELS = ""
 A = ParamSpec("A")
 T = TypeVar("T")
 P = TypeVar("P", bound=BaseModel)
-
-
-class Resource(Generic[T]):
-    """The name of something that the tasks of a process share, such as a client. `ctx.use` gives the thing itself."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"<Resource {self.name}>"
-
-
-Resources = Mapping[Resource[Any], Any]
-
-
-class Services(StepStore, WaitServices, ApprovalServices, Protocol):
-    """What the worker lends to the contexts of its attempts."""
-
-    @property
-    def resources(self) -> Resources:
-        """What the tasks of this process share."""
-        ...
-
-    @property
-    def quotas(self) -> Quotas:
-        """The quotas of this process."""
-        ...
-
-    @property
-    def executor(self) -> Executor:
-        """Where CPU-bound work runs."""
-        ...
-
-    def emit(self, item: Emit) -> Awaitable[int]:
-        """Append an event; 0 when the lease is lost."""
-        ...
-
-    async def start(self, submission: Submission, user_id: str, correlation_id: str | None) -> str:
-        """Enqueue a task; its id."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TaskInfo:
-    """What is known of the task when its attempt begins. `attempt` counts from 1, `steps` are those that came with
-    it."""
-
-    task_id: str
-    task: str
-    queue: str
-    user_id: str
-    project_id: str | None
-    parent_id: str | None
-    root_id: str | None
-    correlation_id: str | None
-    tags: tuple[str, ...]
-    attempt: int
-    max_attempts: int
-    enqueued_at: datetime
-    token: int
-    claimed_ms: int = 0
-    percent: float = 0.0
-    steps: Mapping[str, bytes] | None = None
-    after: tuple[str, ...] = ()
 
 
 class TaskContext:

@@ -18,9 +18,9 @@ from loguru import logger
 from app.engine import wire
 from app.engine.attempt import Attempt, Claim
 from app.engine.commit import Committer
-from app.engine.context import Services
 from app.engine.job import ErrorInfo, Status
 from app.engine.leases import Lease, LeaseKeeper
+from app.engine.lending import Services
 from app.engine.outcomes import Abandoned, Again, Cancelled, Completed, Failed, HandedBack, Outcome, Suspended
 from app.engine.registry import Catalogue
 from app.errors import TaskCancelled, UndecodablePayload

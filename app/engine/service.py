@@ -10,13 +10,13 @@ from typing import Any
 from redis.asyncio import Redis
 
 from app.engine.approval_desk import ApprovalDesk
-from app.engine.context import Resources
 from app.engine.dead_letters import DeadLetters
 from app.engine.events import EventLog
 from app.engine.heartbeat import alive_workers
 from app.engine.hub import EventHub
 from app.engine.inbox import Inbox
 from app.engine.lane import LaneSettings
+from app.engine.lending import Resources
 from app.engine.limits import Quotas
 from app.engine.queue import TaskQueue
 from app.engine.queues import Queues

@@ -8,8 +8,8 @@ from concurrent.futures import Executor
 from pydantic_core import from_json
 
 from app.engine.commit import Committer
-from app.engine.context import Resources
 from app.engine.job import FINISHED, Status
+from app.engine.lending import Resources
 from app.engine.limits import Quotas
 from app.engine.queue import MAX_BATCH, TaskQueue
 from app.engine.submissions import Submission
@@ -25,7 +25,7 @@ MAX_RESULTS_BYTES = 8 * 1024 * 1024
 
 
 class WorkerServices:
-    """The services of a worker; see `context.Services`."""
+    """The services of a worker; see `lending.Services`."""
 
     def __init__(
         self,

@@ -29,11 +29,11 @@ from redis.asyncio import Redis
 
 from app.engine.attempt import Claim
 from app.engine.commit import Committer
-from app.engine.context import Resources
 from app.engine.heartbeat import Pulse
 from app.engine.job import text_of
 from app.engine.lane import Lane, LaneSettings, Workshop
 from app.engine.leases import Lease, LeaseKeeper
+from app.engine.lending import Resources
 from app.engine.limits import Quotas
 from app.engine.queue import TaskQueue
 from app.engine.services import WorkerServices

@@ -10,8 +10,8 @@ from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 from pydantic import BaseModel
 
 from app.engine.approval_desk import Verdict, approval_of
-from app.engine.context import Resources
 from app.engine.job import moment
+from app.engine.lending import Resources
 from app.engine.registry import Task
 from app.engine.submissions import Submission
 from app.settings import QuotaLimits

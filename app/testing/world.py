@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 
 from app.engine.approval_desk import ApprovalDesk
 from app.engine.commit import Committer
-from app.engine.context import Resources
 from app.engine.inbox import Inbox
 from app.engine.lane import Lane, LaneSettings, Workshop
 from app.engine.leases import LeaseKeeper
+from app.engine.lending import Resources
 from app.engine.queue import TaskQueue
 from app.engine.services import WorkerServices
 from app.settings import QuotaLimits

@@ -12,7 +12,7 @@ from app.domains.briefs.models import Brief, WriteBrief
 from app.domains.briefs.tasks import section, write
 from app.domains.resources import open_resources
 from app.engine.approval_desk import Verdict
-from app.engine.context import Resources
+from app.engine.lending import Resources
 from app.settings import load_settings
 from app.testing import Later, check_replay_safe, run_task
 from tests.clients.llm_support import UNSET

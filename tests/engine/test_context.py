@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.engine.context import Resource, TaskContext
+from app.engine.context import TaskContext
 from app.engine.events import stream_name
 from app.engine.job import Status, TaskRecord
+from app.engine.lending import Resource
 from app.engine.policy import RetryPolicy
 from app.engine.registry import task
 from app.engine.service import Engine

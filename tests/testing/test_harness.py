@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from app.engine.approval_desk import Verdict
 from app.engine.approvals import ApprovalRequest
-from app.engine.context import Resource, TaskContext
+from app.engine.context import TaskContext
 from app.engine.job import Status
+from app.engine.lending import Resource
 from app.engine.policy import RetryPolicy
 from app.engine.registry import task
 from app.engine.threads import Reporter
