@@ -23,6 +23,8 @@ from app.telemetry import metrics
 
 EVENT_PATIENCE_S = 30.0
 PAUSES_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+SUBJECT_WEIGHT_BYTES = 2 * 1024
+"""What a subject of a wait weighs, so that the waits of one call are for some 8,000, or the call carries one alone."""
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
@@ -35,7 +37,9 @@ class Committer:
         self._scripts = scripts
         self._finishes: Batcher[Finish, int] = Batcher(self._finish, weigh=lambda item: len(item.result))
         self._reschedules: Batcher[Reschedule, int] = Batcher(self._reschedule, weigh=lambda item: len(item.error))
-        self._suspends: Batcher[Suspend, int] = Batcher(self._suspend, weigh=lambda item: 64 * len(item.subjects))
+        self._suspends: Batcher[Suspend, int] = Batcher(
+            self._suspend, weigh=lambda item: SUBJECT_WEIGHT_BYTES * len(item.subjects)
+        )
         self._steps: Batcher[StepRecord, int] = Batcher(self._record, weigh=lambda item: len(item.result))
         self._takes: Batcher[TakeEvent, list[bytes]] = Batcher(self._take, weigh=lambda item: 64)
         self._emits: Batcher[Emit, int] = Batcher(self._emit, weigh=lambda item: len(item.payload))

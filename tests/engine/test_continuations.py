@@ -17,7 +17,7 @@ from app.engine.registry import task
 from app.engine.service import Engine
 from app.engine.submissions import Submission
 from app.engine.waits import Call
-from app.errors import InvalidInput, NotFound, PermanentError, RetryableError
+from app.errors import InvalidInput, NotFound, PermanentError, RetryableError, TooLarge
 from app.store import keys
 from tests.simulated import claim, end_of, new_task, put
 from tests.support import engine_on, event_of, finished
@@ -199,3 +199,31 @@ async def test_one_behind_a_batch_says_nothing_else_of_when_it_begins(
             await engine.tasks.enqueue_many(parts(1), user_id="ada", then=Submission("test.summary", **own))
         assert caught.value.pointer == f"/then/{name}"
         assert await redis.dbsize() == before
+
+
+async def test_more_predecessors_than_a_batch_may_have_are_refused_and_change_nothing(
+    redis_url: str, redis: Redis
+) -> None:
+    async with engine_on(redis_url, TASKS) as engine:
+        many = [Submission("test.summary", after=tuple(f"t{n}" for n in range(1_000)))] * 11
+        with pytest.raises(TooLarge, match=r"11000 predecessors .* bound of 10000"):
+            await engine.tasks.enqueue_many(many, user_id="ada")
+        assert await redis.dbsize() == 0
+
+
+async def test_requests_with_many_predecessors_do_not_all_share_one_call(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine_on(redis_url, TASKS) as engine:
+        before = tuple(item.task_id for item in await engine.tasks.enqueue_many(parts(*[1] * 1_000), user_id="ada"))
+        enqueue, sizes = engine.scripts.enqueue, []
+
+        async def counted(groups: Any, max_depth: int) -> Any:
+            sizes.append(len(groups))
+            return await enqueue(groups, max_depth)
+
+        monkeypatch.setattr(engine.scripts, "enqueue", counted)
+        one = Submission("test.summary", after=before)
+        await asyncio.gather(*(engine.tasks.enqueue(one, user_id="ada") for _ in range(40)))
+    assert sum(sizes) == 40
+    assert max(sizes) <= 15
