@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from app.cli_arguments import ApprovalId, Json, KeyValues, Notes, TaskId, Watch
+from app.cli_arguments import FREE, ApprovalId, Held, Json, KeyValues, Notes, TaskId, Watch
 from app.cli_groups import approvals, dead_letters, keys, queues, schedules
 from app.console import guarded, readable_output
 
@@ -62,11 +62,13 @@ def submit(
     priority: Annotated[int, Parameter(help="A higher one overtakes in the same queue.")] = 0,
     tag: list[str] | None = None,
     idempotency_key: Annotated[str | None, Parameter(help="The same key again gives the first task.")] = None,
+    held: Held = FREE,
 ) -> int:
     """Post a task."""
     from app import cli_tasks
 
     options = {"project_id": project, "delay_s": delay, "priority": priority, "idempotency_key": idempotency_key}
+    options |= held.members()
     return cli_tasks.submit(task, values or [], watch=watch, as_json=as_json, tags=tag or [], **options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -46,3 +46,35 @@ class Narrowed:
 
 
 EVERY = Narrowed()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Held:
+    """What holds a task back: its key with the key's policy, and tasks before it."""
+
+    key: Annotated[
+        str | None, Parameter(help="What it is about: of your tasks of one key one runs at a time, in their order.")
+    ] = None
+    on_busy: Annotated[
+        Literal["queue", "reject", "join", "replace", "parallel"] | None,
+        Parameter(help="What becomes of it when its key has an unfinished task; queue unless set."),
+    ] = None
+    debounce: Annotated[float | None, Parameter(help="Run so many seconds after the last one of its type and key.")] = (
+        None
+    )
+    debounce_max: Annotated[float | None, Parameter(help="But no later than so many seconds after the first.")] = None
+    throttle: Annotated[float | None, Parameter(help="Starts under its key are so many seconds apart.")] = None
+    throttle_burst: Annotated[int | None, Parameter(help="Starts at once after a pause.")] = None
+    after: Annotated[
+        list[str] | None, Parameter(help="The id of a task: begin when it has ended, however it did; may be repeated.")
+    ] = None
+
+    def members(self) -> dict[str, Any]:
+        """As the API names them."""
+        quiet = {"debounce_s": self.debounce, "debounce_max_s": self.debounce_max}
+        starts = {"throttle_s": self.throttle, "throttle_burst": self.throttle_burst}
+        return {"key": self.key, "on_busy": self.on_busy, **quiet, **starts, "after": self.after or []}
+
+
+FREE = Held()

@@ -120,6 +120,8 @@ def _print_task(task: View) -> None:
             "queue": task["queue"],
             "attempt": f"{task['attempt']} of {task['max_attempts'] or '?'}",
             "progress": f"{progress['percent']:g} % {progress['label']}" if progress else None,
+            "key": task["key"],
+            "behind": f"{task['behind']} unfinished" if task["behind"] else None,
             "waits for": waiting_words(task["waiting_for"]) if task["waiting_for"] else None,
             "user": task["user_id"],
             "project": task["project_id"],

@@ -98,12 +98,28 @@ class ApiClient:
         delay_s: float = 0.0,
         priority: int = 0,
         tags: Sequence[str] = (),
+        after: Sequence[str] = (),
+        key: str | None = None,
+        on_busy: str | None = None,
+        debounce_s: float | None = None,
+        debounce_max_s: float | None = None,
+        throttle_s: float | None = None,
+        throttle_burst: int | None = None,
         idempotency_key: str | None = None,
     ) -> View:
-        """Post a task; its view."""
+        """Post a task; its view, or that of the task that stands for it under its key."""
         body = {"task": task, "params": params, "delay_s": delay_s, "priority": priority, "tags": list(tags)}
+        optional: View = {
+            "project_id": project_id or None,
+            "after": list(after) or None,
+            "key": key,
+            "on_busy": on_busy,
+        }
+        optional |= {"debounce_s": debounce_s, "debounce_max_s": debounce_max_s}
+        optional |= {"throttle_s": throttle_s, "throttle_burst": throttle_burst}
+        # Where the task's type sets its own key, the members of a key must not be there.
+        wanted = body | {name: value for name, value in optional.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        wanted = body | ({"project_id": project_id} if project_id else {})
         return self._object(await self._call("POST", "/api/tasks", body=wanted, headers=headers))
 
     async def flow(

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from pydantic import BaseModel
 
 from app import cli
+from app.cli_arguments import Held
 from app.cli_tasks import BadArgument, read_values
 from app.cli_views import print_json, print_table
 from app.client import ApiClient, open_api
@@ -25,6 +26,7 @@ from app.domains.flows import tasks as flow_tasks
 from app.domains.system import tasks as system
 from app.engine.approvals import ApprovalRequest
 from app.engine.context import TaskContext
+from app.engine.gates import OnBusy
 from app.engine.registry import task
 from app.engine.timetable import Schedule
 from app.errors import RemoteStatus
@@ -293,6 +295,28 @@ async def test_tasks_are_listed_newest_first_with_filters(live: Live, run: Run) 
     assert [task["task_id"] for task in (await run("ls", "--tag", "x", "--json")).json()] == [first]
     assert [task["task_id"] for task in (await run("ls", "--limit", "1", "--json")).json()] == [second]
     assert (await run("ls", "--task", "system.fail", "--json")).json() == []
+
+
+async def test_what_holds_a_task_back_is_said_by_flags(live: Live, run: Run) -> None:
+    keyed = ("submit", "system.echo", "value=1", "--json", "--key", "page:7")
+    first = (await run(*keyed, "--debounce", "3600", "--debounce-max", "7200")).json()["task_id"]
+    assert (await run(*keyed, "--debounce", "3600")).json()["task_id"] == first
+    assert (await run(*keyed, "--on-busy", "join")).json()["task_id"] == first
+    refused = await run(*keyed, "--on-busy", "reject")
+    assert (refused.code, f"has an unfinished task, {first}" in refused.err) == (1, True)
+    second = (await run(*keyed)).json()["task_id"]
+    shown = await run("show", second)
+    assert re.search(r"^key +page:7$", shown.out, re.MULTILINE)
+    assert re.search(r"^behind +1 unfinished$", shown.out, re.MULTILINE)
+    paced = ("--key", "mail", "--on-busy", "parallel", "--throttle", "3600", "--throttle-burst", "2")
+    starts = [(await run("submit", "system.echo", "value=1", *paced, "--json")).json() for _ in range(3)]
+    assert [task["next_attempt_at"] is not None for task in starts] == [False, False, True]
+    last = (await run("submit", "system.echo", "value=1", "--after", first, "--after", second, "--json")).json()
+    assert last["waiting_for"]["count"] == 2
+
+
+def test_the_flag_knows_all_that_a_busy_key_may_do() -> None:
+    assert set(get_args(get_args(get_type_hints(Held)["on_busy"])[0])) == {choice.value for choice in OnBusy}
 
 
 async def test_the_text_of_a_model_is_shown_as_text_that_cannot_act_on_the_terminal(live: Live, run: Run) -> None:

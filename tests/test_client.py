@@ -117,6 +117,24 @@ async def test_the_same_idempotency_key_gives_the_first_task(ada: ApiClient) -> 
     assert again["task_id"] == first["task_id"]
 
 
+async def test_what_holds_a_task_back_is_posted_with_it(ada: ApiClient) -> None:
+    keyed = {"key": "page:7", "debounce_s": 3600.0, "debounce_max_s": 7200.0}
+    first = await ada.submit("system.echo", {"value": 1}, **keyed)
+    assert (await ada.submit("system.echo", {"value": 2}, **keyed))["task_id"] == first["task_id"]
+    joined = await ada.submit("system.echo", {"value": 3}, key="page:7", on_busy="join")
+    assert joined["task_id"] == first["task_id"]
+    with pytest.raises(ApiError, match="has an unfinished task") as refused:
+        await ada.submit("system.echo", {"value": 4}, key="page:7", on_busy="reject")
+    assert refused.value.problem["unfinished_task"] == first["task_id"]
+    paced = {"key": "mail", "on_busy": "parallel", "throttle_s": 3600.0, "throttle_burst": 2}
+    starts = [await ada.submit("system.echo", {"value": number}, **paced) for number in range(3)]
+    assert [task["next_attempt_at"] is not None for task in starts] == [False, False, True]
+    last = await ada.submit("system.echo", {"value": 5}, after=[first["task_id"], starts[2]["task_id"]])
+    assert last["waiting_for"]["count"] == 2
+    with pytest.raises(ApiError, match="no task nothing"):
+        await ada.submit("system.echo", {"value": 6}, after=["nothing"])
+
+
 async def test_a_task_is_cancelled_and_run_again_with_other_parameters(ada: ApiClient) -> None:
     posted = await ada.submit("system.sleep", {"seconds": 60})
     await ada.cancel(posted["task_id"])
