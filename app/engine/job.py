@@ -4,8 +4,10 @@ States and moves (each move is one Lua script, see `store/lua`):
 
     PENDING --claim--> STARTED --finish--> SUCCESS | FAILURE | CANCELLED
        ^  RETRY <--reschedule--|
-       |____________________________________| handed back by a stopping worker
+       |____________________________________| handed back by a stopping worker, or sent away for its quota
     STARTED --suspend--> WAITING --resume--> PENDING
+    (enqueued behind others) --> WAITING --resume--> PENDING
+    WAITING --deadline passed, claim--> STARTED
     PENDING | RETRY | WAITING --cancel--> CANCELLED
     STARTED --lease ran out, claim--> STARTED (next attempt)
 """
