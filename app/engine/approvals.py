@@ -41,6 +41,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from app.engine.faults import faults_of
 from app.engine.job import moment
 from app.engine.policy import MAX_DELAY_S
 from app.engine.steps import Entry, Steps
@@ -187,7 +188,9 @@ def _edits(approval_id: str, edits: Any, adapter: TypeAdapter[Any] | None) -> An
     try:
         return adapter.validate_python(edits)
     except ValidationError as error:
-        raise InvalidResult(f"approval {approval_id}: its edits are not what their type accepts: {error}") from error
+        raise InvalidResult(
+            f"approval {approval_id}: its edits are not what their type accepts: {faults_of(error)}"
+        ) from error
 
 
 def _checked(request: ApprovalRequest, expires_in: timedelta) -> bytes:

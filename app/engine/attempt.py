@@ -27,6 +27,7 @@ from pydantic_core import PydanticSerializationError, from_json
 
 from app.engine import wire
 from app.engine.context import TaskContext
+from app.engine.faults import faults_of
 from app.engine.interrupt import Interruptible
 from app.engine.job import ErrorInfo, bound_text, moment
 from app.engine.lending import Services
@@ -202,7 +203,7 @@ class Attempt:
         try:
             return spec.params.model_validate(values)
         except ValidationError as error:
-            raise InvalidInput(f"params: {redact(str(error))}") from None
+            raise InvalidInput(f"params: {redact(faults_of(error))}") from None
 
     async def _call(self, task: Task[Any, Any], params: BaseModel) -> Any:
         loop = asyncio.get_running_loop()
@@ -289,7 +290,7 @@ def _result_json(spec: TaskSpec, value: Any) -> bytes:
     try:
         data = spec.result.dump_json(spec.result.validate_python(value), by_alias=True)
     except (ValidationError, PydanticSerializationError) as error:
-        raise InvalidResult(f"{spec.name} returned what its result type does not accept: {error}") from error
+        raise InvalidResult(f"{spec.name} returned what its result type does not accept: {faults_of(error)}") from error
     if len(data) > MAX_RESULT_BYTES:
         raise ResultTooLarge(f"a result of {len(data)} bytes exceeds the bound of {MAX_RESULT_BYTES} bytes")
     return data

@@ -38,6 +38,7 @@ from typing import Any, Protocol, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from app.engine.faults import faults_of
 from app.errors import InvalidInput, InvalidResult, LeaseLost, StepOrderChanged, TooLarge
 from app.store.items import StepRecord
 
@@ -182,7 +183,7 @@ def result_json(name: str, value: Any, returns: Any) -> bytes:
             adapter = TypeAdapter(returns)
             data = adapter.dump_json(adapter.validate_python(value))
     except (ValidationError, PydanticSerializationError, ValueError) as error:
-        raise InvalidResult(f"step {name!r} returned what its type does not accept: {error}") from error
+        raise InvalidResult(f"step {name!r} returned what its type does not accept: {faults_of(error)}") from error
     if len(data) > MAX_STEP_BYTES:
         raise TooLarge(f"step {name!r}: a result of {len(data)} bytes exceeds the bound of {MAX_STEP_BYTES} bytes")
     return data

@@ -53,6 +53,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from app.engine.awaited import Awaited
+from app.engine.faults import faults_of
 from app.engine.gates import OnBusy
 from app.engine.job import Status
 from app.engine.outcomes import HandedBack, Suspended
@@ -380,4 +381,4 @@ def _typed(name: str, value: Any, returns: Any) -> Any:
         adapter = returns if isinstance(returns, TypeAdapter) else TypeAdapter(returns)
         return adapter.validate_python(value)
     except ValidationError as error:
-        raise InvalidResult(f"{name}: what came is not what its type accepts: {error}") from error
+        raise InvalidResult(f"{name}: what came is not what its type accepts: {faults_of(error)}") from error
