@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from loguru import logger
+from pydantic_core import from_json
 
 from app.engine import wire
 from app.engine.attempt import Attempt, Claim
@@ -240,11 +241,17 @@ class Lane:
                 metrics.TASK_RETRIES.labels(self.queue, name).inc()
                 logger.warning("attempt failed, next one in {:.1f} s: {}: {}", delay_s, error.type, error.message)
             case Suspended(waiting_for=waiting_for):
-                logger.info("task waits: {}", waiting_for.decode())
+                logger.info("task waits: {}", _wait_words(waiting_for))
             case HandedBack(reason=reason):
                 logger.info("task handed back: {}", reason.message)
             case Abandoned():
                 logger.warning("attempt stopped: its lease is lost, nothing was written")
+
+
+def _wait_words(waiting_for: bytes) -> str:
+    """A wait as the log names it: its step, and which approval is open."""
+    shown = from_json(waiting_for)
+    return " ".join(filter(None, (shown["step"], shown.get("approval_id"))))
 
 
 def _readable_payload(attempt: Attempt) -> wire.Payload | None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from loguru import logger
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
@@ -196,6 +197,22 @@ async def test_a_waiting_task_holds_no_slot_and_says_what_it_waits_for(redis_url
     assert record.result == [{"amount": 3}, 4]
     assert record.waiting_for is None
     assert (stats.waiting, stats.running, stats.ready) == (0, 0, 0)
+
+
+async def test_the_log_says_in_words_that_a_task_waits_and_nothing_of_what_it_is_given(redis_url: str) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}", level="DEBUG")
+    try:
+        async with engine_on(redis_url, TASKS) as engine, engine.worker():
+            task_id = await put(engine, "test.event", {"name": "paid"})
+            await event_of(engine, task_id, "task_waiting")
+            for _ in range(2):
+                await engine.inbox.deliver(task_id, "paid", {"value": "c0nfidential"}, user_id="ada")
+            await finished(engine, task_id)
+    finally:
+        logger.remove(sink)
+    assert "INFO task waits: event paid\n" in lines
+    assert "c0nfidential" not in "".join(lines)
 
 
 async def test_events_that_come_before_the_wait_are_kept_in_their_order(redis_url: str) -> None:
