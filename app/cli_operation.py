@@ -47,7 +47,7 @@ def queues(*, as_json: bool) -> int:
     """List queues."""
     items = call(lambda api: api.items("/api/queues"))
     rows = [_queue_row(item) for item in items]
-    headers = ("queue", "ready", "delayed", "running", "dead", "oldest", "a minute", "workers", "")
+    headers = ("queue", "ready", "delayed", "running", "waiting", "dead", "oldest", "a minute", "workers", "")
     return _print(items, headers, rows, "No queues.", as_json=as_json)
 
 
@@ -84,7 +84,7 @@ def _queue_row(item: View) -> tuple[Any, ...]:
     age_s = item["oldest_ready_age_s"]
     oldest = "" if age_s is None else f"{age_s:.1f} s"
     state = "paused" if item["paused"] else "" if item["workers"] else "no worker"
-    counts = (item["ready"], item["delayed"], item["running"], item["dead"])
+    counts = (item["ready"], item["delayed"], item["running"], item["waiting"], item["dead"])
     return item["name"], *counts, oldest, item["finished_per_minute"], item["workers"], state
 
 

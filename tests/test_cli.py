@@ -416,6 +416,7 @@ async def test_queues_are_listed_paused_and_resumed(run: Run) -> None:
     rows = {line.split()[0]: line for line in (await run("queues")).out.splitlines()}
     assert rows["other"].endswith("paused")
     assert not rows["default"].endswith("paused")
+    assert rows["queue"].split()[1:6] == ["ready", "delayed", "running", "waiting", "dead"]
     assert (await run("queues", "resume", "other")).out == "other: running\n"
     assert not any(queue["paused"] for queue in (await run("queues", "--json")).json())
     unknown = await run("queues", "pause", "nosuch")
