@@ -43,6 +43,12 @@ export function clock(iso) {
 /** Seconds between two moments; without the second until now. */
 export const between = (from, to) => (new Date(to ?? Date.now()) - new Date(from)) / 1000;
 
+/** What a task waits for, in words, as the API says it. */
+export function waitWords({ kind, step, count, name }) {
+  const words = { tasks: () => `${number(count)} ${count === 1 ? "task" : "tasks"}`, time: () => "time", event: () => `the event ${name}`, approval: () => "an approval" };
+  return words[kind]?.() ?? step;
+}
+
 /** A value as indented JSON. */
 export const pretty = (value) => JSON.stringify(value, null, 2);
 

@@ -1,7 +1,7 @@
 // The events of one task as they come: what they say, and the text that they stream.
 
 import { attribute, h, text } from "./dom.js";
-import { clock, moment, number, pretty } from "./format.js";
+import { clock, moment, number, pretty, waitWords } from "./format.js";
 
 /** Entries that stay on the screen; the log says how many went before. */
 const ENTRIES = 500;
@@ -67,12 +67,15 @@ export class EventLog {
 }
 
 function said({ type, payload }) {
-  const line = type === "task_progress" ? progress(payload) : fields(payload);
+  const line = (WORDS[type] ?? fields)(payload);
   if (line.length <= LONG_CHARS) return line;
   return h("details", {}, h("summary", {}, `${line.slice(0, 120)}…`), h("pre", {}, pretty(payload)));
 }
 
+const waiting = ({ waiting_for: wait }) => `for ${waitWords(wait)} · until ${clock(wait.until)}`;
 const progress = ({ percent, label }) => [`${number(percent)} %`, label].filter(Boolean).join(" · ");
+
+const WORDS = { task_progress: progress, task_waiting: waiting };
 
 function fields(payload) {
   const known = Object.entries(payload ?? {}).filter(([, value]) => value !== null);

@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { attribute, h, poll, soon, text } from "./dom.js";
-import { age, between, clock, duration, moment, number } from "./format.js";
+import { age, between, clock, duration, moment, number, waitWords } from "./format.js";
 import { followTask } from "./live.js";
 import { EventLog } from "./log.js";
 import { badge, block, carefulButton, facts, isFinished, json, notice, setBadge, setNotice, taskHref } from "./parts.js";
@@ -33,6 +33,7 @@ class TaskView {
     this.label = h("p", { class: "progress-label", role: "status" });
     this.facts = h("div");
     this.outcome = h("div");
+    this.steps = h("div");
     this.tree = new TaskTree(id, signal);
     this.shown = "";
     this.cancel = carefulButton("Cancel", "Cancel it and its children?", () => this.act("cancel"));
@@ -66,6 +67,7 @@ class TaskView {
       this.log.stream.node,
       this.outcome,
       this.tree.node,
+      this.steps,
       h("section", { "aria-labelledby": "facts" }, h("h2", { id: "facts" }, "Details"), this.facts),
       this.log.node,
     );
@@ -106,6 +108,7 @@ class TaskView {
     this.shown = state;
     this.facts.replaceChildren(factsOf(task));
     this.outcome.replaceChildren(...outcomeOf(task));
+    this.steps.replaceChildren(...stepsOf(task));
   }
 
   showProgress() {
@@ -129,14 +132,20 @@ class TaskView {
   }
 }
 
-function waitsFor({ kind, until, count, name, approval_id: approval }) {
-  const what = {
-    tasks: () => `${count} ${count === 1 ? "task" : "tasks"}`,
-    time: () => "time",
-    event: () => `the event ${name}`,
-    approval: () => h("a", { href: `#/approvals/${encodeURIComponent(approval)}` }, "an approval"),
-  };
-  return h("span", {}, what[kind](), ` until ${moment(until)}`);
+function waitsFor(wait) {
+  const { approval_id: approval, until } = wait;
+  const words = waitWords(wait);
+  const what = approval ? h("a", { href: `#/approvals/${encodeURIComponent(approval)}` }, words) : words;
+  return h("span", {}, what, ` until ${moment(until)}`);
+}
+
+/** What has completed, and will not run again. */
+function stepsOf({ steps }) {
+  if (!steps.length) return [];
+  const lines = steps.map(({ name, completed_at: at, duration_s: seconds }) =>
+    h("li", {}, h("time", { class: "clock", title: moment(at) }, clock(at)), h("code", {}, duration(seconds)), h("span", {}, name)),
+  );
+  return [h("section", { "aria-labelledby": "steps" }, h("h2", { id: "steps" }, "Steps"), h("ol", { class: "log", tabindex: 0 }, ...lines))];
 }
 
 function factsOf(task) {

@@ -2,7 +2,7 @@
 
 import { expected, get, withQuery } from "./api.js";
 import { attribute, h, keyed, poll, soon, svg, text } from "./dom.js";
-import { NONE, age, between, duration, number, setAge } from "./format.js";
+import { NONE, age, between, duration, number, setAge, waitWords } from "./format.js";
 import { followOwn, userId } from "./live.js";
 import { STATUSES, badge, choose, isFinished, labelled, notice, offer, row, select, setBadge, setNotice, table, taskHref } from "./parts.js";
 
@@ -136,7 +136,7 @@ class Filters {
 class TaskRows {
   constructor() {
     this.node = table("Tasks, newest first", COLUMNS);
-    this.node.className = "cards";
+    this.node.className = "cards tasks";
     this.empty = h("p", { class: "empty", hidden: true }, "There are no such tasks.");
     this.tasks = new Map();
     this.parts = new Map();
@@ -223,7 +223,8 @@ function setProgress(parts, task) {
   parts.bar.hidden = !shown;
   if (shown) parts.bar.value = task.progress.percent;
   attribute(parts.bar, "aria-label", shown ? `Progress of ${task.task}` : null);
-  text(parts.detail, shown ? task.progress.label : (task.error?.message ?? ""));
+  const wait = task.waiting_for && `for ${waitWords(task.waiting_for)}`;
+  text(parts.detail, wait ?? (shown ? task.progress.label : (task.error?.message ?? "")));
 }
 
 class Summary {
