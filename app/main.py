@@ -31,6 +31,7 @@ from app.api import (
 from app.api.approval_views import ApprovalItem, ApprovalView
 from app.api.auth import make_authenticator
 from app.api.dead_letter_views import BulkDiscardView, BulkReplayView, DeadLetterItem, DeadLetterView
+from app.api.event_types import events_description
 from app.api.examples import describe_examples
 from app.api.jobs import JobView
 from app.api.lifecycle import Shutdown
@@ -91,7 +92,7 @@ may carry `X-Correlation-ID`; its answer, its tasks and the log repeat it. Bodie
 TAGS = [
     {"name": "tasks", "description": "Post, read, await, cancel and repeat tasks."},
     {"name": "approvals", "description": "What tasks ask people: decide on it."},
-    {"name": "events", "description": "What happens to tasks, as it happens."},
+    {"name": "events", "description": events_description()},
     {"name": "operation", "description": "Queues, schedules, workers and what failed for good."},
     {"name": "health", "description": "Without credentials, for load balancers and scrapers."},
 ]

@@ -46,12 +46,12 @@ class EventView(BaseModel):
         }
     )
 
-    type: str
+    type: str = Field(description="What has happened; the tag `events` lists the types of every task.")
     id: str = Field(description="It orders the events of a channel: `<ms>-<number>`.", examples=["1763760000123-1"])
-    channel: str
+    channel: str = Field(description="`task:<id>`, `project:<id>` or `user:<id>`.")
     task_id: str | None = Field(None, description="Left out of events that concern no task.")
     at: AwareDatetime
-    payload: Any
+    payload: Any = Field(description="What it says more; its members depend on the type.")
 
 
 class EventList(BaseModel):
@@ -95,7 +95,12 @@ _OVER: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/api/tasks/{task_id}/events", response_class=Response, responses=_RESPONSES | _OVER)
+@router.get(
+    "/api/tasks/{task_id}/events",
+    summary="Follow the events of a task",
+    response_class=Response,
+    responses=_RESPONSES | _OVER,
+)
 async def task_events(
     task_id: TaskId, request: Request, caller: Caller, engine: EngineDep, wanted: WantedDep
 ) -> Response:
@@ -118,7 +123,12 @@ async def task_events(
     return EventStream(stored(engine.events, place, start), shutdown=shutdown_of(request), expires_at=caller.expires_at)
 
 
-@router.get("/api/projects/{project_id}/events", response_class=Response, responses=_RESPONSES)
+@router.get(
+    "/api/projects/{project_id}/events",
+    summary="Follow the events of a project",
+    response_class=Response,
+    responses=_RESPONSES,
+)
 async def project_events(
     project_id: Label, request: Request, caller: Caller, engine: EngineDep, wanted: WantedDep
 ) -> Response:
@@ -127,7 +137,7 @@ async def project_events(
     return await _channel(request, caller, engine, place, wanted)
 
 
-@router.get("/api/events", response_class=Response, responses=_RESPONSES)
+@router.get("/api/events", summary="Follow the events of all own tasks", response_class=Response, responses=_RESPONSES)
 async def own_events(request: Request, caller: Caller, engine: EngineDep, wanted: WantedDep) -> Response:
     """The events of the caller's own tasks, from now on or behind the last that was seen."""
     channel = f"user:{caller.user_id}"

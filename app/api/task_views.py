@@ -64,15 +64,17 @@ class ProgressView(BaseModel):
 class StepView(BaseModel):
     """A part of the task that has completed and will not run again."""
 
-    name: str
+    name: str = Field(description="That of `ctx.step`, or what was waited for.")
     completed_at: AwareDatetime
-    duration_s: float
+    duration_s: float = Field(description="From its begin to its end; of a wait, as long as the task waited.")
 
 
 class WaitingForView(BaseModel):
     """What a task waits for. It holds no worker meanwhile."""
 
-    kind: Literal["tasks", "time", "event", "approval"]
+    kind: Literal["tasks", "time", "event", "approval"] = Field(
+        description="Other tasks, a moment, an event from outside, or a person's answer."
+    )
     step: str = Field(description="The name of the wait among the task's steps.")
     until: AwareDatetime = Field(description="When it waits no longer.")
     task_ids: list[str] = Field([], description="Of `tasks`: the first twenty of them.")
@@ -120,7 +122,7 @@ class TaskView(BaseModel):
     priority: int
     tags: list[str]
     enqueued_at: AwareDatetime
-    started_at: AwareDatetime | None
+    started_at: AwareDatetime | None = Field(description="When a worker entered it last, also after a wait.")
     finished_at: AwareDatetime | None
     steps: list[StepView] = Field([], description="Completed steps, in order; left out of lists.")
 
