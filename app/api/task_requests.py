@@ -123,7 +123,9 @@ class BatchRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tasks": [_EXAMPLE, _EXAMPLE]}]})
 
-    tasks: list[BatchItem] = Field(min_length=1, max_length=MAX_BATCH)
+    tasks: list[BatchItem] = Field(
+        min_length=1, max_length=MAX_BATCH, description="`after` names up to 10,000 tasks in all of them together."
+    )
 
     then: BatchItem | None = Field(
         None,
