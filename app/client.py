@@ -47,9 +47,12 @@ class ApiError(RemoteStatus):
 def _words(status: int, problem: Mapping[str, Any]) -> str:
     detail = str(problem.get("detail") or problem.get("title") or f"the service answered {status}")
     errors = [item for item in problem.get("errors", ()) if isinstance(item, dict)]
-    lines = [f"  {item.get('parameter') or item.get('pointer') or '?'}: {item.get('detail', '')}" for item in errors]
-    # With one wrong field, the detail names it already.
-    return "\n".join([detail, *lines]) if len(lines) > 1 else detail
+    lines = [f"{item.get('parameter') or item.get('pointer') or '?'}: {item.get('detail', '')}" for item in errors]
+    if len(lines) < 2:  # with one wrong field, the detail names it already
+        return detail
+    # With several it may name the first of them.
+    head = [] if detail.startswith(lines[0]) else [detail]
+    return "\n  ".join([*head, *lines])
 
 
 @dataclass(frozen=True, slots=True)

@@ -311,4 +311,5 @@ def _describe(item: dict[str, object]) -> str:
     info = Settings.model_fields.get(field)
     secret = info is not None and "SecretStr" in str(info.annotation)
     value = "(secret)" if secret else repr(item["input"])
-    return f"NIGHTSHIFT_{field.upper()}={value}: {item['msg']}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"NIGHTSHIFT_{field.upper()}={value}: {message}"

@@ -264,3 +264,11 @@ async def test_a_url_without_a_scheme_is_refused() -> None:
     with pytest.raises(InvalidInput, match="NIGHTSHIFT_URL='localhost:8000'"):
         async with open_api("localhost:8000"):
             pass
+
+
+def test_several_wrong_fields_are_told_once_each() -> None:
+    fields = [{"pointer": "/a", "detail": "is missing"}, {"pointer": "/b", "detail": "is wrong"}]
+    told = str(ApiError(422, {"detail": "/a: is missing (and 1 more)", "errors": fields}))
+    assert told == "/a: is missing\n  /b: is wrong"
+    told = str(ApiError(422, {"detail": "two are wrong", "errors": fields}))
+    assert told == "two are wrong\n  /a: is missing\n  /b: is wrong"

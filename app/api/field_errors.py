@@ -19,14 +19,19 @@ def json_pointer(parts: Iterable[str | int]) -> str:
 def _field_error(error: Mapping[str, Any], body: Any) -> dict[str, str]:
     place, *location = error["loc"] or ("body",)
     if place != "body":
-        return {"parameter": ".".join(map(str, location)) or str(place), "detail": error["msg"]}
+        return {"parameter": ".".join(map(str, location)) or str(place), "detail": _detail(error)}
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "unexpected end")
         return {"pointer": "", "detail": f"expected JSON: {reason} at character {location[0] if location else 0}"}
     if isinstance(body, bytes):
         return {"pointer": "", "detail": "expected a JSON body with the header `Content-Type: application/json`"}
     real = _real_location(location, body, last_is_missing=error["type"] == "missing")
-    return {"pointer": json_pointer(real), "detail": error["msg"]}
+    return {"pointer": json_pointer(real), "detail": _detail(error)}
+
+
+def _detail(error: Mapping[str, Any]) -> str:
+    # What our own validators say needs no word of pydantic's before it.
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _real_location(location: Sequence[str | int], body: Any, *, last_is_missing: bool) -> list[str | int]:

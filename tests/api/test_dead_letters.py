@@ -138,6 +138,12 @@ async def test_a_list_is_narrowed(api: Api) -> None:
         assert set(await listed(api, **{name: value})) == found
 
 
+async def test_a_filter_that_is_no_time_is_refused_in_our_own_words(api: Api) -> None:
+    answer = await api.ada.get("/api/dead-letters", params={"failed_after": "yesterday"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("failed_after: expected a time")
+
+
 async def test_in_bulk_what_cannot_be_replayed_is_told_and_stays(api: Api) -> None:
     ids = await failed(api, STEPS, STEPS, STEPS)
     await api.ada.post("/api/tasks", json=STEPS)
