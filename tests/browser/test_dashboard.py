@@ -352,7 +352,7 @@ async def test_whom_a_task_asks_rejects_and_whose_it_is_takes_it_back(page: Page
     assert (await finished(live.engine, first)).result == [False, "", None]
     await page.value("document.getElementById('forget').click()")
     # The page loads anew by itself, and would do so again under the next one.
-    await page.until("document.getElementById('forget').hidden && document.querySelector('#key')")
+    await page.until("document.getElementById('forget').hidden && document.querySelector('#key') !== null")
     await opened(page, live, "ada", where=f"#/tasks/{second}")
     await page.click("an approval", ".facts a")
     await page.until_text("Others decide on this.")
