@@ -122,7 +122,7 @@ class TaskView(BaseModel):
     priority: int
     tags: list[str]
     enqueued_at: AwareDatetime
-    started_at: AwareDatetime | None = Field(description="When a worker entered it last, also after a wait.")
+    started_at: AwareDatetime | None = Field(description="When the last attempt began; it waits within it.")
     finished_at: AwareDatetime | None
     steps: list[StepView] = Field([], description="Completed steps, in order; left out of lists.")
 

@@ -84,6 +84,8 @@ class Steps:
         self._next = 0
         self._stored = stored
         self._loading = asyncio.Lock()
+        self._running: set[int] = set()
+        self._quiet = asyncio.Event()
 
     @property
     def inside(self) -> str | None:
@@ -100,15 +102,31 @@ class Steps:
         entry = await self.enter(name)
         if entry.result is not None:
             return cast(T, _restored(entry.result, returns))
+        self._running.add(entry.number)
+        self._quiet.clear()
+        try:
+            data = await self._call(entry, call, returns)
+        finally:
+            self._running.discard(entry.number)
+            if not self._running:
+                self._quiet.set()
+        return cast(T, _restored(data, returns))
+
+    async def quiet(self) -> None:
+        """Wait until no step runs."""
+        while self._running:
+            await self._quiet.wait()
+
+    async def _call(self, entry: Entry, call: Callable[[], Awaitable[T]], returns: Any) -> bytes:
         began = time.perf_counter()
-        mark = _running_step.set(name)
+        mark = _running_step.set(entry.name)
         try:
             value = await call()
         finally:
             _running_step.reset(mark)
-        data = result_json(name, value, returns)
+        data = result_json(entry.name, value, returns)
         await self.store(entry, data, time.perf_counter() - began)
-        return cast(T, _restored(data, returns))
+        return data
 
     async def enter(self, name: str) -> Entry:
         """Take the next place in the row. Raises `StepOrderChanged` when something else is stored there."""

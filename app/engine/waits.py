@@ -35,7 +35,8 @@ At each failure:
 - what is waited for is forgotten or was never there: the wait ends, and says so.
 
 A task waits for one thing at a time: of several waits that it begins at once (`asyncio.gather`), the others are looked
-at when the first is over. What is to be awaited together, and end at the first failure, goes into one `ctx.gather`.
+at when the first is over; steps that run beside a wait are let end before the task leaves. What is to be awaited
+together, and end at the first failure, goes into one `ctx.gather`.
 """
 
 from __future__ import annotations
@@ -319,6 +320,8 @@ class Waits:
         """End the attempt here. What called is unwound, and never goes on from this place."""
         if not self._leaving:
             self._leaving = True
+            # A step that runs beside the wait has its effect; it is stored before the task goes.
+            await self._steps.quiet()
             shown = to_json({**waiting_for, "step": entry.name})
             facts = to_json({"name": entry.name, **({"others": others} if others else {})})
             self._waiter.leave(Suspended(entry.number, facts, subjects, fail_fast, timeout_ms, shown))

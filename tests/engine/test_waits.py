@@ -144,7 +144,20 @@ async def stubborn(ctx: TaskContext, params: Number) -> str:
     return "waited"
 
 
-TASKS = (double, caller, group, caught, event, nap, join, watch, two_at_once, inside, stubborn)
+@task("test.beside")
+async def beside(ctx: TaskContext, params: Number) -> str:
+    """A step that takes longer than it takes the task to come to its wait."""
+
+    async def slow() -> str:
+        effects["slow"] += 1
+        await asyncio.sleep(0.1)
+        return "slow"
+
+    step, found = await asyncio.gather(ctx.step("slow", slow), ctx.call(double, params))
+    return f"{step} {found.value}"
+
+
+TASKS = (double, caller, group, caught, event, nap, join, watch, two_at_once, inside, stubborn, beside)
 
 
 async def put(engine: Engine, name: str, params: dict[str, Any]) -> str:
@@ -263,6 +276,9 @@ async def test_a_sleep_ends_at_its_time_and_survives_a_stop_of_the_worker(redis_
         record = await engine.tasks.get(task_id, user_id="ada", with_result=True)
     assert record.result == "rested"
     assert record.finished_at is not None
+    assert record.started_at is not None
+    # It began once, and waited within its only attempt.
+    assert record.finished_at - record.started_at >= timedelta(seconds=0.3)
     assert record.finished_at - record.enqueued_at >= timedelta(seconds=0.3)
     assert effects["entered"] == 2
 
@@ -380,6 +396,13 @@ async def test_waits_that_begin_at_once_are_all_waited_for(redis_url: str) -> No
         record = await run(engine, "test.two_at_once", {"value": 1})
     assert record.result == "Number(value=2) Number(value=4)"
     assert effects == {"double 1": 1, "double 2": 1}
+
+
+async def test_a_step_beside_a_wait_ends_before_the_task_leaves(redis_url: str) -> None:
+    async with engine_on(redis_url, TASKS) as engine, engine.worker():
+        record = await run(engine, "test.beside", {"value": 3})
+    assert record.result == "slow 6"
+    assert effects["slow"] == 1
 
 
 async def test_waiting_inside_a_step_is_refused(redis_url: str) -> None:

@@ -137,7 +137,12 @@ local function take(id, queue)
   local token = (tonumber(fields[3]) or STOCK) + 1
   local lost = status == 'STARTED' and 1 or 0
   later('ZADD', queue_key(queue), time + lease_ms, id)
-  redis.call('HSET', key, 'status', 'STARTED', 'attempt', attempt, 'lease', token, 'worker', worker, 'started_at', time)
+  if fields[17] then
+    -- The attempt began before it waited.
+    redis.call('HSET', key, 'status', 'STARTED', 'attempt', attempt, 'lease', token, 'worker', worker)
+  else
+    redis.call('HSET', key, 'status', 'STARTED', 'attempt', attempt, 'lease', token, 'worker', worker, 'started_at', time)
+  end
   redis.call('SET', K.in_progress .. id, token, 'PX', lease_ms)
   if attempt > 1 then redis.call('SET', K.retry .. id, attempt, 'EX', 88400) end
   local channels = channels_of(id, fields[4], fields[5])
