@@ -7,7 +7,8 @@ of the service.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from app.client import open_api
 from app.clients.git import GitClient
 from app.clients.llm import OFFLINE_MODEL, Message, open_model
 from app.engine import checks
+from app.engine.queues import QueueStats
 from app.engine.service import Engine, open_engine
 from app.errors import ClientError, NightshiftError
 from app.settings import Settings, settings
@@ -30,6 +32,8 @@ from app.store.embedded import EmbeddedServer
 MAX_DRIFT_S = 1.0
 """Leases and due times follow Redis's clock alone; what suffers from drift are the times in logs and results."""
 MODEL_TIMEOUT_S = 30.0
+LYING_S = 30.0
+"""Workers look at every queue once a second; a task that is ready for so long while they have room is not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,25 @@ async def _workers(engine: Engine) -> Finding:
     if missing:
         advice = "start a worker: `arq worker.WorkerSettings` or `nightshift serve`; NIGHTSHIFT_QUEUES chooses queues"
         return Finding("workers", False, f"{len(alive)} alive, none for {', '.join(missing)}", advice)
+    stuck = left_lying(await engine.queues.stats(), alive)
+    if stuck:
+        advice = "restart the workers, and keep their logs: they have room and take nothing"
+        return Finding("workers", False, f"ready for over {LYING_S:g} s, with room: {', '.join(stuck)}", advice)
     return Finding("workers", True, f"{len(alive)} alive, together for all {len(LANES)} queues")
+
+
+def left_lying(queues: Iterable[QueueStats], workers: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Queues in which a task has been ready for long although a living worker has room for it."""
+    room: Counter[str] = Counter()
+    for worker in workers:
+        if worker["running"] < worker["capacity"]:
+            for name, lane in worker["lanes"].items():
+                room[name] += max(0, lane["concurrency"] - lane["running"])
+    return [
+        queue.name
+        for queue in queues
+        if not queue.paused and room[queue.name] > 0 and (queue.oldest_ready_age_s or 0) > LYING_S
+    ]
 
 
 async def _events(engine: Engine) -> Finding:
