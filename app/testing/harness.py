@@ -64,7 +64,8 @@ class TaskHarness(Generic[P, R]):
             await harness.advance(timedelta(days=7))
             assert harness.run.result == "reminded"
 
-    Entering the block enqueues the task and runs it to its first wait. The clock of the engine is fake;
+    Entering the block enqueues the task and runs it to its first wait; one that is debounced is entered when the clock
+    comes to the end of its quiet time. The clock of the engine is fake;
     `datetime.now()` in the task's own code is not touched.
     """
 

@@ -1,4 +1,4 @@
-"""The tasks of a run, in memory: accepting, claiming, ending and cancelling them, under a clock that a test moves.
+"""The tasks of a run, in memory: claiming, ending and cancelling them, under a clock that a test moves.
 
 `dies` lets a test end the worker at a write: *before* it, when the effect has happened and is not recorded, or *after*
 it. From then on that attempt can write nothing; the task is ready again at once, which costs it no try.
@@ -7,16 +7,15 @@ it. From then on that attempt can write nothing; the task is ready again at once
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from app.engine.attempt import Claim
 from app.engine.job import Status, moment
-from app.store.items import NewTask
-from app.store.scripts import AFTER_MS, CLAIM_FIELDS
+from app.store.scripts import CLAIM_FIELDS
+from app.testing.gates import Gates
 from app.testing.records import Line, Note, Record
 
 CANCELLED_ERROR = b'{"type":"TaskCancelled","message":"cancelled","retryable":false}'
@@ -41,6 +40,9 @@ class Ledger:
     def __init__(self, now_ms: int, dies: Dies) -> None:
         self.now_ms = now_ms
         self.records: dict[str, Record] = {}
+        self.gates = Gates(self.records)
+        self.keyed: dict[tuple[str, str], tuple[str, str]] = {}
+        """Fingerprint and task by user and idempotency key."""
         self.notes: list[Note] = []
         self.story: list[Line] = []
         self.changed = asyncio.Event()
@@ -52,14 +54,20 @@ class Ledger:
         self.ended: Callable[[str], None] = lambda task_id: None
         """Told which task has ended."""
         self._dies = dies
-        self._keys: dict[tuple[str, str], tuple[str, str]] = {}
-        self._order = 0
 
     def claim_due(self) -> list[Claim]:
         """Take all tasks whose time has come, a higher priority first; see `claim.lua`."""
-        due = [record for record in self.records.values() if record.due_ms is not None and record.due_ms <= self.now_ms]
+        for record in self._due():
+            if record.status is Status.WAITING and not self.gates.pass_by(record):
+                # It has waited for those before it as long as it may, but it is not its turn.
+                self._go_on(record)
+        due = self._due()
         due.sort(key=lambda record: (-int(record.fields.get("priority", 0)), record.due_ms, record.order))
         return [self._claim(record) for record in due]
+
+    def _due(self) -> list[Record]:
+        times = [(record, record.due_ms) for record in self.records.values()]
+        return [record for record, due_ms in times if due_ms is not None and due_ms <= self.now_ms]
 
     def next_due_ms(self) -> int | None:
         """When the next task is due."""
@@ -68,87 +76,6 @@ class Ledger:
     def tell(self, record: Record, text: str) -> None:
         """Add to the story."""
         self.story.append(Line(self.now_ms, record.id, text))
-
-    def accept(self, group: Sequence[NewTask]) -> list[Any]:
-        made: dict[tuple[str, str], tuple[str, str]] = {}
-        rows: list[tuple[NewTask, str | None]] = []
-        for task in group:
-            key = (task.user_id, task.idempotency_key)
-            old, refusal = self._known(task, made.get(key) or self._keys.get(key), {row.id for row in group})
-            if refusal:
-                return refusal
-            rows.append((task, old))
-            if task.idempotency_key:
-                made[key] = (task.fingerprint, old or task.id)
-        self._keys.update(made)
-        for task, old in rows:
-            if old is None:
-                self._write(task)
-        names = {task.id: old for task, old in rows if old is not None}
-        for task, old in rows:
-            if old is None and "after" in self.records[task.id].fields:
-                self._begin_after(self.records[task.id], names)
-        return [b"ok", self.now_ms, *([(old or task.id).encode(), int(old is None)] for task, old in rows)]
-
-    def _known(self, task: NewTask, keyed: tuple[str, str] | None, group: set[str]) -> tuple[str | None, list[Any]]:
-        """The id of the task that this one is already, or why it is refused."""
-        if task.idempotency_key and keyed is not None:
-            same = keyed[0] == task.fingerprint
-            return keyed[1], [] if same else [b"conflict", task.idempotency_key.encode()]
-        if task.id in self.records:
-            return task.id, []
-        if task.letter:
-            return None, [b"replayed", task.letter.encode(), b""]
-        return None, self._refuse_after(task, group) or self._refuse_child(task)
-
-    def _refuse_after(self, task: NewTask, group: set[str]) -> list[Any]:
-        for task_id in _extra(task).get("after", "").split("\n"):
-            there = self.records.get(task_id)
-            if task_id and task_id not in group and (there is None or there.fields["user_id"] != task.user_id):
-                return [b"missing", task_id.encode()]
-        return []
-
-    def _refuse_child(self, task: NewTask) -> list[Any]:
-        parent = self.records.get(task.parent_id)
-        if parent is None:
-            return []
-        if task.parent_token is not None and not parent.holds(task.parent_token):
-            return [b"stale", task.parent_id.encode()]
-        if "cancel" in parent.fields or parent.status is Status.CANCELLED:
-            return [b"cancelled", task.parent_id.encode()]
-        return []
-
-    def _write(self, task: NewTask) -> None:
-        due = self.now_ms + task.delay_ms if task.at_ms is None else task.at_ms
-        fields = {"status": "PENDING", "task": task.task, "queue": task.queue, "user_id": task.user_id}
-        fields |= {"enqueued_at": str(self.now_ms), "attempt": "0"}
-        optional = {"project_id": task.project_id, "parent_id": task.parent_id, "root_id": task.root_id}
-        optional |= {"tags": task.tags, "priority": str(task.priority or "")}
-        fields |= {name: value for name, value in optional.items() if value}
-        if due > self.now_ms:
-            fields["due_at"] = str(due)
-        fields |= _extra(task)
-        self._order += 1
-        record = Record(task.id, fields, task.payload, self._order, due, due - self.now_ms)
-        self.records[task.id] = record
-        if task.parent_id in self.records:
-            self.records[task.parent_id].children.append(task.id)
-        self.note(record, "", "task_queued", to_json({"task": task.task, "queue": task.queue}))
-
-    def _begin_after(self, record: Record, names: dict[str, str]) -> None:
-        """A task that is to begin when others have ended waits for those that have not."""
-        after = [names.get(task_id, task_id) for task_id in record.fields["after"].split("\n")]
-        record.fields["after"] = "\n".join(after)
-        record.pending = {f"task:{task_id}" for task_id in after if not self.records[task_id].finished}
-        if not record.pending:
-            return
-        for subject in record.pending:
-            self.records[subject.removeprefix("task:")].waiters[record.id] = None
-        shown = {"kind": "tasks", "step": "after", "count": len(record.pending)}
-        record.due_ms = self.now_ms + AFTER_MS
-        record.fields |= {"status": "WAITING", "waiting_for": to_json(shown).decode()}
-        record.fields["wait_until"] = str(record.due_ms)
-        self.note(record, "", "task_waiting", to_json({"waiting_for": {**shown, "until": iso(record.due_ms)}}))
 
     def _claim(self, record: Record) -> Claim:
         if record.status is Status.WAITING:
@@ -172,6 +99,8 @@ class Ledger:
             failed = status != Status.SUCCESS and waiter.fields.get("fail_fast") == "1"
             self.come_about(waiter, f"task:{record.id}", at_once=failed)
         record.waiters.clear()
+        for other in self.gates.leave(record):
+            self._admit(other)
         self.changed.set()
 
     def come_about(self, record: Record, subject: str, *, at_once: bool = False) -> None:
@@ -179,10 +108,30 @@ class Ledger:
             return
         record.pending.discard(subject)
         if (at_once or not record.pending) and record.status is Status.WAITING:
-            stop_waiting(record)
-            record.fields |= {"status": "PENDING", "due_at": str(self.now_ms)}
-            record.due_ms = self.now_ms
-            self.changed.set()
+            self._go_on(record)
+
+    def _go_on(self, record: Record) -> None:
+        """A waiting task has something to do again, unless it has not begun and its gates hold it."""
+        stop_waiting(record)
+        record.fields |= {"status": "PENDING", "due_at": str(self.now_ms)}
+        record.due_ms = self.now_ms
+        if not self.gates.pass_by(record):
+            self.park(record)
+        self.changed.set()
+
+    def park(self, record: Record) -> None:
+        """Its gates hold a task: it is due when they let it in."""
+        record.due_ms = None
+        self.tell(record, "waits for its turn")
+
+    def _admit(self, record: Record) -> None:
+        """Its gates let a task in: it is ready, or due when it was to be."""
+        due_ms = int(record.fields.get("due_at", 0))
+        if due_ms <= self.now_ms:
+            due_ms = self.now_ms
+            record.fields["due_at"] = str(due_ms)
+        record.due_ms = due_ms
+        self.tell(record, "has its turn")
 
     def cancel_task(self, task_id: str, *, is_descendant: bool) -> bytes:
         record = self.records.get(task_id)
@@ -235,9 +184,3 @@ def stop_waiting(record: Record) -> None:
 def iso(unix_ms: int) -> str:
     """Unix ms as RFC 3339 in UTC, as the scripts write it."""
     return moment(unix_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _extra(task: NewTask) -> dict[str, str]:
-    """Further fields of a record."""
-    flat = from_json(task.extra) if task.extra else []
-    return {str(name): str(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}

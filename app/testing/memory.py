@@ -3,7 +3,7 @@
 Everything above the scripts is the engine's own code: attempts, contexts, steps, waits, the queue, the inbox, the lane
 that writes ends. So this module has to keep to what the Lua scripts of the same names do, and a test runs the same
 tasks on both and compares. What is left out: leases do not run out by themselves, users take no turns, nothing is
-swept, and there are no dead letters.
+swept, no queue is full, and there are no dead letters.
 
 Every write of an attempt is fenced by its token, as in the store.
 """
@@ -22,6 +22,7 @@ from app.store.items import Arg, Delivery, Emit, Finish, NewTask, Reschedule, St
 from app.store.scripts import Scripts
 from app.testing.approvals import MemoryApprovals
 from app.testing.errors import HarnessError
+from app.testing.intake import Intake
 from app.testing.ledger import END, Dies, Ledger, Moment, iso
 from app.testing.records import Record, shown
 
@@ -34,6 +35,7 @@ class MemoryScripts(Ledger, Scripts):
     def __init__(self, now_ms: int, dies: Dies) -> None:
         super().__init__(now_ms, dies)
         self.approvals = MemoryApprovals(self)
+        self._intake = Intake(self)
         self.ended = self.approvals.withdraw_of
 
     def next_due_ms(self) -> int | None:
@@ -55,7 +57,7 @@ class MemoryScripts(Ledger, Scripts):
     async def enqueue(self, groups: Sequence[Sequence[NewTask]], max_depth: int) -> list[list[Any]]:
         """See `enqueue.lua`."""
         self.changed.set()
-        return [self.accept(group) for group in groups]
+        return [self._intake.accept(group) for group in groups]
 
     async def finish(self, items: Sequence[Finish]) -> list[int]:
         """See `finish.lua`."""
@@ -98,7 +100,7 @@ class MemoryScripts(Ledger, Scripts):
         if record is None or (item.user_id and item.user_id != record.fields["user_id"]):
             return [b"missing"]
         key = (record.fields["user_id"], f"event\n{item.id}\n{item.key}")
-        if item.key and key in self._keys:
+        if item.key and key in self.keyed:
             return [b"again"]
         if record.finished:
             return [b"finished", record.status.encode()]
@@ -106,7 +108,7 @@ class MemoryScripts(Ledger, Scripts):
             return [b"full"]
         record.inbox.setdefault(item.name, deque()).append(item.payload)
         if item.key:
-            self._keys[key] = ("", item.id)
+            self.keyed[key] = ("", item.id)
         self.note(record, "", "event_delivered", to_json({"name": item.name}))
         self.tell(record, f"event {item.name!r} comes: {shown(item.payload)}")
         self.come_about(record, f"event:{item.name}")

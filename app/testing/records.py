@@ -12,8 +12,8 @@ MAX_SHOWN_CHARS = 160
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """A task. `fields` are those of its hash, `steps` that of its steps; `due_ms` is its score, None while it runs or
-    after its end."""
+    """A task. `fields` are those of its hash, `steps` that of its steps; `due_ms` is its score, None while it runs,
+    while its gates hold it, or after its end."""
 
     id: str
     fields: dict[str, str]
@@ -27,6 +27,8 @@ class Record:
     pending: set[str] = field(default_factory=set)
     waiters: dict[str, None] = field(default_factory=dict)
     children: list[str] = field(default_factory=list)
+    gates: tuple[tuple[str, int], ...] = ()
+    """Names and limits of the gates in which it stands until its end."""
 
     @property
     def status(self) -> Status:

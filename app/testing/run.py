@@ -53,6 +53,9 @@ class Child:
     params: dict[str, Any]
     status: Status
     delay: timedelta
+    """How long after it was started it was due."""
+    key: str | None = None
+    """What it is under."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,7 +158,7 @@ def _steps(record: Record) -> tuple[StoredStep, ...]:
 
 def _child(record: Record) -> Child:
     params, delay = decode_payload(record.payload).kwargs, timedelta(milliseconds=record.delay_ms)
-    return Child(record.id, record.fields["task"], params, record.status, delay)
+    return Child(record.id, record.fields["task"], params, record.status, delay, record.fields.get("key"))
 
 
 def _sent(note: Note, record: Record, start_ms: int) -> SentEvent:

@@ -57,7 +57,7 @@ class Witness(TaskContext):
 
     async def start(self, task: Any, params: Any, **options: Any) -> str:
         """Noted with its parameters, or, inside a step, with the id."""
-        made = Call(task, params)
+        made = Call(task, params, key=options.get("key"))
         if self._steps.inside is None:
             self._mark(f"start {made.name}", _detail([made]))
             return await super().start(task, params, **options)
@@ -66,8 +66,8 @@ class Witness(TaskContext):
         return task_id
 
     async def call(self, task: Any, params: Any, **options: Any) -> Any:
-        """Noted with its parameters."""
-        made = Call(task, params)
+        """Noted with its parameters and its key."""
+        made = Call(task, params, key=options.get("key"))
         self._mark(f"call {made.name}", _detail([made]))
         return await super().call(task, params, **options)
 
@@ -139,5 +139,6 @@ def watched(task: Task[P, R], trails: list[Trail]) -> Task[P, R]:
 
 
 def _detail(calls: Sequence[Call]) -> bytes:
-    """Tasks and parameters. What JSON cannot hold is refused by the engine, and shown here as it is."""
-    return to_json([[call.name, call.params] for call in calls], by_alias=True, fallback=repr)
+    """Tasks, parameters and keys. What JSON cannot hold is refused by the engine, and shown here as it is."""
+    told = [[call.name, call.params, *([call.key] if call.key else [])] for call in calls]
+    return to_json(told, by_alias=True, fallback=repr)

@@ -26,6 +26,7 @@ from app.errors import ChildFailed, NightshiftError, PermanentError, RetryableEr
 from app.testing import Run, run_task
 from app.testing.approvals import Decider
 from tests.support import engine_on, event_of, finished
+from tests.testing import keyed_tasks as held
 
 SOON = timedelta(milliseconds=30)
 ONCE = RetryPolicy(max_retries=0)
@@ -193,7 +194,7 @@ async def continued(ctx: TaskContext, params: Number) -> Any:
 
 
 TASKS = [double, steps, waits, groups, failfast, finish, childlate, refused, order, wrong_result, swallow, threads]
-TASKS += [approved, patient, summary, continued]
+TASKS += [approved, patient, summary, continued, *held.TASKS]
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,24 @@ CASES = [
     Case(patient, cancelled=True),
     Case(summary),
     Case(continued),
+    Case(held.one_by_one),
+    Case(held.at_most, {"of": 2}),
+    Case(held.at_most, {"of": 7}),
+    Case(held.at_most, {"of": 0}),
+    Case(held.failed_fast),
+    Case(held.collected),
+    Case(held.stuck, cancelled=True),
+    Case(held.late),
+    Case(held.in_turn),
+    Case(held.two_gates),
+    Case(held.busy),
+    Case(held.replaced),
+    Case(held.exchanged),
+    Case(held.refused),
+    Case(held.merged),
+    Case(held.paced),
+    Case(held.saved, {"of": 3}),
+    Case(held.circle),
 ]
 
 
