@@ -2,32 +2,22 @@
 
 The scripts are fenced by the lease token and an event by its number, so a call whose reply was lost may be repeated:
 what was carried out the first time changes nothing the second time. Ends are repeated for as long as the process lives,
-since the task is over and only its end is to be written. Events are repeated for `EVENT_PATIENCE_S`, then the task gets
+since the task is over and only its end is to be written. Events are repeated for `PATIENCE_S`, then the task gets
 the error.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
-
-from loguru import logger
+from collections.abc import Awaitable, Sequence
 
 from app.engine.batch import Batcher
-from app.store.connection import REFUSED_FOR_NOW
+from app.engine.patience import PATIENCE_S, insist
 from app.store.items import Emit, Finish, Reschedule, StepRecord, Suspend, TakeEvent
 from app.store.scripts import Scripts
 from app.telemetry import metrics
 
-EVENT_PATIENCE_S = 30.0
-PAUSES_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 SUBJECT_WEIGHT_BYTES = 2 * 1024
 """What a subject of a wait weighs, so that the waits of one call are for some 8,000, or the call carries one alone."""
-
-Item = TypeVar("Item")
-Reply = TypeVar("Reply")
 
 
 class Committer:
@@ -75,37 +65,19 @@ class Committer:
 
     async def _finish(self, items: Sequence[Finish]) -> list[int]:
         metrics.COMMIT_SIZE.labels().observe(len(items))
-        return await _insist(self._scripts.finish, items, None)
+        return await insist(lambda: self._scripts.finish(items), f"finish of {len(items)}", None)
 
     async def _reschedule(self, items: Sequence[Reschedule]) -> list[int]:
-        return await _insist(self._scripts.reschedule, items, None)
+        return await insist(lambda: self._scripts.reschedule(items), f"reschedule of {len(items)}", None)
 
     async def _suspend(self, items: Sequence[Suspend]) -> list[int]:
-        return await _insist(self._scripts.suspend, items, None)
+        return await insist(lambda: self._scripts.suspend(items), f"suspend of {len(items)}", None)
 
     async def _record(self, items: Sequence[StepRecord]) -> list[int]:
-        return await _insist(self._scripts.record_step, items, None)
+        return await insist(lambda: self._scripts.record_step(items), f"record_step of {len(items)}", None)
 
     async def _take(self, items: Sequence[TakeEvent]) -> list[list[bytes]]:
-        return await _insist(self._scripts.take_event, items, None)
+        return await insist(lambda: self._scripts.take_event(items), f"take_event of {len(items)}", None)
 
     async def _emit(self, items: Sequence[Emit]) -> list[int]:
-        return await _insist(self._scripts.emit, items, EVENT_PATIENCE_S)
-
-
-async def _insist(
-    call: Callable[[Sequence[Item]], Awaitable[list[Reply]]], items: Sequence[Item], patience_s: float | None
-) -> list[Reply]:
-    """Call until Redis answers, for `patience_s` (None: for ever)."""
-    began = time.monotonic()
-    tries = 0
-    while True:
-        try:
-            return await call(items)
-        except REFUSED_FOR_NOW as error:
-            if patience_s is not None and time.monotonic() - began > patience_s:
-                raise
-            pause_s = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
-            logger.warning("{} writes wait for Redis ({}), trying again in {} s", len(items), error, pause_s)
-            tries += 1
-            await asyncio.sleep(pause_s)
+        return await insist(lambda: self._scripts.emit(items), f"emit of {len(items)}", PATIENCE_S)

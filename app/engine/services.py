@@ -1,4 +1,8 @@
-"""What a worker lends to the contexts of its attempts: the doors to the store, and what the process shares."""
+"""What a worker lends to the contexts of its attempts: the doors to the store, and what the process shares.
+
+A restart of Redis holds a task up here, for `PATIENCE_S` at most, and costs it no try: what is read, and an approval
+that is asked for, is repeated, as the writes of `commit.py` are.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from app.engine.commit import Committer
 from app.engine.job import FINISHED, Status
 from app.engine.lending import Resources
 from app.engine.limits import Quotas
+from app.engine.patience import PATIENCE_S, insist
 from app.engine.queue import MAX_BATCH, TaskQueue
 from app.engine.submissions import Submission
 from app.engine.waits import End
@@ -56,7 +61,7 @@ class WorkerServices:
 
     async def read_steps(self, task_id: str) -> Mapping[str, bytes]:
         """What earlier attempts have stored."""
-        return await self._scripts.read_steps(task_id)
+        return await insist(lambda: self._scripts.read_steps(task_id), f"steps of task {task_id}", PATIENCE_S)
 
     async def start(self, submission: Submission, user_id: str, correlation_id: str | None) -> str:
         """Enqueue a child task; its id."""
@@ -83,7 +88,9 @@ class WorkerServices:
 
     async def read_ends(self, task_ids: Sequence[str], user_id: str) -> list[End | None]:
         """How tasks of a user ended; see `waits.WaitServices`."""
-        rows = await self._scripts.read_ends(task_ids, MAX_RESULTS_BYTES)
+        rows = await insist(
+            lambda: self._scripts.read_ends(task_ids, MAX_RESULTS_BYTES), f"ends of {len(task_ids)} tasks", PATIENCE_S
+        )
         if rows is None:
             raise TooLarge(
                 f"the results of {len(task_ids)} tasks exceed the bound of {MAX_RESULTS_BYTES} bytes together; "
@@ -104,7 +111,7 @@ class WorkerServices:
 
     async def ask_approval(self, item: Ask) -> list[bytes]:
         """Ask for an approval, or look at what has become of it; see `approvals.ApprovalServices`."""
-        reply = await self._approvals.ask_approval(item)
+        reply = await insist(lambda: self._approvals.ask_approval(item), f"approval {item.id}", PATIENCE_S)
         if reply[0] == b"stale":
             raise LeaseLost(f"task {item.task_id} asked for no approval: its lease is lost")
         return reply[1:]
