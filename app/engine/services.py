@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 
 from pydantic_core import from_json
 
@@ -65,7 +66,14 @@ class WorkerServices:
 
     async def start(self, submission: Submission, user_id: str, correlation_id: str | None) -> str:
         """Enqueue a child task; its id."""
-        return (await self._queue.enqueue(submission, user_id=user_id, correlation_id=correlation_id)).task_id
+
+        async def enqueue() -> str:
+            return (await self._queue.enqueue(submission, user_id=user_id, correlation_id=correlation_id)).task_id
+
+        if submission.task_id is None and submission.idempotency_key is None:
+            # Each call would give it another id, and the reply may be lost rather than the request.
+            return await enqueue()
+        return await insist(enqueue, f"start of {submission.task}", PATIENCE_S)
 
     async def start_many(
         self,
@@ -76,15 +84,16 @@ class WorkerServices:
         then: Submission | None = None,
     ) -> list[str]:
         """Enqueue children, in pieces of 1,000, or with `then` in one; see `waits.WaitServices`."""
-        if then is not None:
-            made = await self._queue.enqueue_many(children, user_id=user_id, correlation_id=correlation_id, then=then)
+
+        async def enqueue(piece: Sequence[Submission]) -> list[str]:
+            call = partial(self._queue.enqueue_many, user_id=user_id, correlation_id=correlation_id, then=then)
+            made = await insist(lambda: call(piece), f"start of {len(piece)} tasks", PATIENCE_S)
             return [item.task_id for item in made]
-        ids: list[str] = []
-        for first in range(0, len(children), MAX_BATCH):
-            piece = children[first : first + MAX_BATCH]
-            made = await self._queue.enqueue_many(piece, user_id=user_id, correlation_id=correlation_id)
-            ids += [item.task_id for item in made]
-        return ids
+
+        if then is not None:
+            return await enqueue(children)
+        pieces = (children[first : first + MAX_BATCH] for first in range(0, len(children), MAX_BATCH))
+        return [task_id for piece in pieces for task_id in await enqueue(piece)]
 
     async def read_ends(self, task_ids: Sequence[str], user_id: str) -> list[End | None]:
         """How tasks of a user ended; see `waits.WaitServices`."""
@@ -100,7 +109,7 @@ class WorkerServices:
 
     async def cancel_children(self, task_ids: Sequence[str]) -> None:
         """Cancel tasks with all that they started."""
-        await self._queue.cancel_many(task_ids)
+        await insist(lambda: self._queue.cancel_many(task_ids), f"cancel of {len(task_ids)} tasks", PATIENCE_S)
 
     async def take_event(self, item: StepRecord, event: str) -> bytes | None:
         """Take an event from the task's inbox; see `waits.WaitServices`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,8 +18,10 @@ from app.engine.context import TaskContext
 from app.engine.job import Status
 from app.engine.patience import insist
 from app.engine.policy import RetryPolicy
+from app.engine.queue import TaskQueue
 from app.engine.registry import task
 from app.engine.submissions import Submission
+from app.errors import WaitTimeout
 from app.store.approval_scripts import ApprovalScripts
 from app.store.scripts import CLAIM_STEPS_BYTES, Scripts
 from app.testing.approvals import Decider
@@ -37,9 +39,16 @@ async def child(ctx: TaskContext, params: Nothing) -> str:
     return "done"
 
 
+@task("test.endless", retry=ONCE)
+async def endless(ctx: TaskContext, params: Nothing) -> None:
+    await ctx.sleep(timedelta(days=1))
+
+
 @task("test.parent", retry=ONCE)
 async def parent(ctx: TaskContext, params: Nothing) -> list[Any]:
     text = await ctx.step("large", large)
+    with suppress(WaitTimeout):
+        await ctx.call("test.endless", {}, timeout=timedelta())
     value = await ctx.call(child, params)
     decision = await ctx.approval(ApprovalRequest("Go on?"), timedelta(hours=1))
     return [len(text), value, decision.approved]
@@ -73,20 +82,28 @@ async def answer() -> int:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(Scripts, "read_steps"), (Scripts, "read_ends"), (ApprovalScripts, "ask_approval")]
+    ("owner", "name"),
+    [
+        (Scripts, "read_steps"),
+        (Scripts, "read_ends"),
+        (ApprovalScripts, "ask_approval"),
+        (TaskQueue, "enqueue_many"),
+        (TaskQueue, "cancel_many"),
+    ],
 )
 async def test_a_task_that_meets_a_restart_of_redis_spends_no_try(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     away = Away(2, RedisConnectionError("gone"))
-    monkeypatch.setattr(owner, name, away.before(getattr(owner, name)))
-    async with engine_on(redis_url, (parent, child)) as engine, engine.worker():
+    async with engine_on(redis_url, (parent, child, endless)) as engine:
         task_id = (await engine.tasks.enqueue(Submission("test.parent"), user_id="ada")).task_id
-        async with aclosing(events_of(engine, task_id)) as events:
-            asked = await anext(event async for event in events if event.type in ("hitl_pending", "task_failed"))
-        assert asked.type == "hitl_pending"
-        await engine.approvals.decide(asked.data()["approval_id"], Verdict(True), Decider("ada", frozenset()))
-        record = await finished(engine, task_id)
+        monkeypatch.setattr(owner, name, away.before(getattr(owner, name)))
+        async with engine.worker():
+            async with aclosing(events_of(engine, task_id)) as events:
+                asked = await anext(event async for event in events if event.type in ("hitl_pending", "task_failed"))
+            assert asked.type == "hitl_pending"
+            await engine.approvals.decide(asked.data()["approval_id"], Verdict(True), Decider("ada", frozenset()))
+            record = await finished(engine, task_id)
     assert away.made > 2
     assert (record.status, record.attempt) == (Status.SUCCESS, 1)
     assert record.result == [2 * CLAIM_STEPS_BYTES, "done", True]
