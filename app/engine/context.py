@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from loguru import logger
@@ -53,14 +53,30 @@ class TaskContext:
         self.info = info
         self._services = services
         self._percent = info.percent
-        self._guest = Guest(info.task_id, self._show_wait, leave)
+        self._leave = leave
         self._shown: tuple[float, float, str] = (info.percent, 100.0, "")
         self._written = 0
-        self._steps = Steps(services, info.task_id, info.token, stored=info.steps)
-        waiter = Waiter(info.task_id, info.user_id, info.correlation_id, info.claimed_ms, self._child, leave)
-        self._waits = Waits(waiter, self._steps, services)
-        self._approvals = Approvals(info.task_id, info.token, self._steps, self._waits, services)
         self._reporters: list[ThreadReporter] = []
+
+    # Made when they are needed: most tasks are short, and need none of them.
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return Steps(self._services, self.info.task_id, self.info.token, stored=self.info.steps)
+
+    @cached_property
+    def _waits(self) -> Waits:
+        info = self.info
+        waiter = Waiter(info.task_id, info.user_id, info.correlation_id, info.claimed_ms, self._child, self._leave)
+        return Waits(waiter, self._steps, self._services)
+
+    @cached_property
+    def _approvals(self) -> Approvals:
+        return Approvals(self.info.task_id, self.info.token, self._steps, self._waits, self._services)
+
+    @cached_property
+    def _guest(self) -> Guest:
+        return Guest(self.info.task_id, self._show_wait, self._leave)
 
     @property
     def task_id(self) -> str:
