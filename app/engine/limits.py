@@ -28,7 +28,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, TypeVar
 
@@ -77,6 +77,9 @@ class Guest:
     leave: Callable[[HandedBack], None]
     leaving: bool = False
     """Whether one of its calls has parked the task's place: that is for the next attempt, not for its other calls."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of its calls one asks or parks at a time: an ask that is under way would take a place that has just been
+    parked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +256,13 @@ class Quotas:
 
     async def _ask(self, quota: Quota, guest: Guest | None) -> float:
         """Ask once; seconds to wait, 0 when it was granted."""
+        if guest is None:
+            return await self._reserve(quota, "")
+        async with guest.turn:
+            return await self._reserve(quota, "" if guest.leaving else guest.task_id)
+
+    async def _reserve(self, quota: Quota, place: str) -> float:
         assert quota.key is not None
-        place = guest.task_id if guest and not guest.leaving else ""
         ask = Ask(quota.key, quota.id, place, self._worker_id, quota.requests, quota.tokens)
         limits = self._stored(quota.key)
         self._waiting[quota.id].clear()
@@ -280,11 +288,12 @@ class Quotas:
     async def _send_away(self, quota: Quota, name: str, guest: Guest, wait_s: float) -> None:
         """Keep the place in line for the task, and have it leave."""
         key, delay_s = quota.key or "", min(max(wait_s, AWAY_DELAY_S[0]), AWAY_DELAY_S[1])
-        guest.leaving = True
         delay_ms, grace_ms = int(delay_s * 1000), int(GRACE_S * 1000)
-        await _through_restarts(
-            lambda: self._scripts.park_quota(key, quota.id, guest.task_id, delay_ms=delay_ms, grace_ms=grace_ms)
-        )
+        async with guest.turn:
+            guest.leaving = True
+            await _through_restarts(
+                lambda: self._scripts.park_quota(key, quota.id, guest.task_id, delay_ms=delay_ms, grace_ms=grace_ms)
+            )
         metrics.QUOTA_RESERVATIONS.labels(key, "postponed").inc()
         reason = WaitingForQuota(f"waiting for quota {name}: asked again in {delay_s:.0f} s")
         guest.leave(HandedBack(ErrorInfo.of(reason, retryable=True), delay_s))

@@ -225,6 +225,14 @@ async def test_a_worker_serves_its_own_metrics(redis_url: str, tmp_path: Path) -
     assert 'nightshift_tasks_finished_total{queue="default",status="SUCCESS",task="effect.none"} 1.0' in metrics
 
 
+async def written(engine: Engine) -> None:
+    """Wait until all that the server has done is in its file, which is written up to two seconds later."""
+    async with engine.redis.pipeline(transaction=False) as pipe:
+        pipe.set("written", 1)
+        pipe.execute_command("WAITAOF", 1, 0, 30_000)
+        assert (await pipe.execute())[1][0] == 1
+
+
 async def test_a_worker_can_be_stopped_while_redis_is_away(own_server: EmbeddedServer, tmp_path: Path) -> None:
     async with (
         engine_on(own_server.url, TASKS) as engine,
@@ -232,6 +240,7 @@ async def test_a_worker_can_be_stopped_while_redis_is_away(own_server: EmbeddedS
     ):
         accepted = await engine.tasks.enqueue(Submission("effect.none", {"name": "away", "seconds": 60}), user_id="ada")
         await event_of(engine, accepted.task_id, "task_started")
+        await written(engine)
         await asyncio.to_thread(own_server.kill)
         assert await first.stop() == 0
         await asyncio.to_thread(own_server.start)
