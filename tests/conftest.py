@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -16,6 +17,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     """The session's server. Its data is flushed before each test that asks for `redis` or `redis_url`."""
     with EmbeddedServer(tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop for a state machine, whose rules are plain functions."""
+    with asyncio.Runner() as runner:
+        yield runner.get_loop()
 
 
 @pytest.fixture

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis.asyncio import Redis
 
 from app.engine.approvals import approval_id_of
@@ -25,6 +23,7 @@ from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.items import Suspend
 from app.store.scripts import Scripts
+from tests.machines import run_machine
 from tests.simulated import DAY_MS, Held, again, claim, end_of, lapse, new_task, put
 
 T = TypeVar("T")
@@ -218,24 +217,5 @@ def wait_of(held: Held, number: int) -> Suspend:
     )
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop for the machine, whose rules are plain functions."""
-    running = asyncio.new_event_loop()
-    yield running
-    running.close()
-
-
 def test_the_invariant_of_approvals_holds(own_server: EmbeddedServer, loop: asyncio.AbstractEventLoop) -> None:
-    bound = type("BoundMachine", (Machine,), {"server": own_server, "loop": loop})
-    run_state_machine_as_test(
-        bound,
-        settings=settings(
-            max_examples=40,
-            stateful_step_count=15,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(Machine, examples=40, steps=15, derandomize=True, server=own_server, loop=loop)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,7 +20,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from redis.asyncio import Redis
 
@@ -31,6 +28,7 @@ from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.items import NewTask, StepRecord
 from app.store.scripts import Scripts
+from tests.machines import run_machine
 from tests.simulated import DAY_MS, claim, end_of, new_task
 
 MAX_DEPTH = 3
@@ -183,28 +181,9 @@ class Machine(RuleBasedStateMachine):
         return sorted(member.decode().partition(":")[2] for member in await self.redis.zrange(key, 0, -1))
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop for the machine, whose rules are plain functions."""
-    made = asyncio.new_event_loop()
-    yield made
-    made.run_until_complete(made.shutdown_asyncgens())
-    made.close()
-
-
 def test_letters_and_steps_hold_whatever_happens(server: EmbeddedServer, loop: asyncio.AbstractEventLoop) -> None:
     redis = connect(server.url)
-    bound = type("BoundMachine", (Machine,), {"redis": redis, "loop": loop})
     try:
-        run_state_machine_as_test(
-            bound,
-            settings=settings(
-                max_examples=40,
-                stateful_step_count=40,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                database=None,
-            ),
-        )
+        run_machine(Machine, examples=40, steps=40, redis=redis, loop=loop)
     finally:
         loop.run_until_complete(redis.aclose())

@@ -8,12 +8,10 @@ parameters of a burst of debounced tasks must reach a run.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,7 +19,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from redis.asyncio import Redis
 
@@ -30,6 +27,7 @@ from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.items import Gating, Suspend
 from app.store.scripts import PARK_MS, Scripts
+from tests.machines import run_machine
 from tests.simulated import DAY_MS, Held, again, claim, end_of, lapse, new_task, server_ms
 
 KEYS = ("a", "b")
@@ -278,24 +276,5 @@ class Machine(RuleBasedStateMachine):
                 assert score <= now_ms, f"{name} is held although there is room"
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop for the machine, whose rules are plain functions."""
-    made = asyncio.new_event_loop()
-    yield made
-    made.run_until_complete(made.shutdown_asyncgens())
-    made.close()
-
-
 def test_gates_hold_whatever_happens(own_server: EmbeddedServer, loop: asyncio.AbstractEventLoop) -> None:
-    bound = type("BoundMachine", (Machine,), {"server": own_server, "loop": loop})
-    run_state_machine_as_test(
-        bound,
-        settings=settings(
-            max_examples=50,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    run_machine(Machine, examples=50, steps=40, server=own_server, loop=loop)

@@ -9,12 +9,10 @@ Redis is compared with the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,7 +20,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from redis.asyncio import Redis
 
@@ -30,6 +27,7 @@ from app.store import keys
 from app.store.connection import CONNECTION_ERRORS, connect
 from app.store.embedded import EmbeddedServer
 from app.store.scripts import Scripts
+from tests.machines import run_machine
 from tests.simulated import DAY_MS, Held, again, claim, end_of, event_of, lapse, new_task, server_ms
 
 QUEUES = ("default", "other")
@@ -341,24 +339,5 @@ class Machine(RuleBasedStateMachine):
         return sorted(member.decode().partition(":")[2] for member in await self.redis.zrange(key, 0, -1))
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop for the machine, whose rules are plain functions."""
-    made = asyncio.new_event_loop()
-    yield made
-    made.run_until_complete(made.shutdown_asyncgens())
-    made.close()
-
-
 def test_the_invariant_holds_whatever_happens(own_server: EmbeddedServer, loop: asyncio.AbstractEventLoop) -> None:
-    bound = type("BoundMachine", (Machine,), {"server": own_server, "loop": loop})
-    run_state_machine_as_test(
-        bound,
-        settings=settings(
-            max_examples=80,
-            stateful_step_count=50,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    run_machine(Machine, examples=80, steps=50, server=own_server, loop=loop)

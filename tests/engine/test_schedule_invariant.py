@@ -8,11 +8,9 @@ that it calls again. A model of what should be is kept beside the real server, w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -20,7 +18,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from app.engine.job import new_task_id
@@ -29,6 +26,7 @@ from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.schedule_scripts import ScheduleScripts
 from app.store.scripts import Scripts
+from tests.machines import run_machine
 from tests.simulated import claim, end_of, new_task, server_ms
 
 T = TypeVar("T")
@@ -160,22 +158,5 @@ class Schedule(RuleBasedStateMachine):
         assert [task_id.decode() for task_id in queued] == [self.unfinished] * bool(self.unfinished)
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop for the machine, whose rules are plain functions."""
-    with asyncio.Runner() as runner:
-        yield runner.get_loop()
-
-
 def test_a_tick_starts_at_most_one_task(own_server: EmbeddedServer, loop: asyncio.AbstractEventLoop) -> None:
-    bound = type("BoundSchedule", (Schedule,), {"server": own_server, "loop": loop})
-    run_state_machine_as_test(
-        bound,
-        settings=settings(
-            max_examples=40,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    run_machine(Schedule, examples=40, steps=30, server=own_server, loop=loop)

@@ -11,11 +11,9 @@ be left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,7 +21,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from pydantic_core import to_json
 from redis.asyncio import Redis
@@ -35,6 +32,7 @@ from app.store.items import Delivery, NewTask, StepRecord, Suspend, TakeEvent
 from app.store.scripts import Scripts
 from tests.engine.wait_checks import EVENTS, answered, ask, check_forgotten, check_task, check_wait
 from tests.engine.wait_model import FINAL, MAX_EVENTS, Expected, Model
+from tests.machines import run_machine
 from tests.simulated import DAY_MS, Held, again, claim, end_of, lapse, new_task, server_ms
 
 QUEUES = ("default", "other")
@@ -412,29 +410,9 @@ class Machine(RuleBasedStateMachine):
         assert [key for key in left if not key.startswith(allowed)] == []
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop for the machine, whose rules are plain functions."""
-    made = asyncio.new_event_loop()
-    yield made
-    made.run_until_complete(made.shutdown_asyncgens())
-    made.close()
-
-
 def test_waiting_holds_whatever_happens(server: EmbeddedServer, loop: asyncio.AbstractEventLoop) -> None:
     redis = connect(server.url)
-    bound = type("BoundMachine", (Machine,), {"redis": redis, "loop": loop})
     try:
-        run_state_machine_as_test(
-            bound,
-            settings=settings(
-                max_examples=60,
-                stateful_step_count=40,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                database=None,
-                derandomize=True,
-            ),
-        )
+        run_machine(Machine, examples=60, steps=40, derandomize=True, redis=redis, loop=loop)
     finally:
         loop.run_until_complete(redis.aclose())

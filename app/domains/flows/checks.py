@@ -40,6 +40,7 @@ class _Check:
         self._count = 0
 
     def node(self, node: Node, at: str, names: frozenset[str], depth: int) -> Iterator[Fault]:
+        """What is wrong with a node and all below it; `at` is its JSON pointer."""
         self._count += 1
         if self._count > MAX_NODES:
             raise InvalidInput(f"{at[1:]}: expected at most {MAX_NODES} nodes in all", pointer=at)

@@ -59,6 +59,7 @@ class _Run:
         self._refs: dict[int, list[str]] = {}
 
     async def sequence(self, nodes: Sequence[Node]) -> Any:
+        """One node after the other; the output of the last."""
         outputs: dict[str, Any] = {}
         value = None
         for index, node in enumerate(nodes):
@@ -70,10 +71,12 @@ class _Run:
         return value
 
     async def parallel(self, node: Node, parts: dict[str, Node]) -> dict[str, Any]:
+        """Nodes side by side; their outputs by name."""
         calls = [self._call(part, name, {}) for name, part in parts.items()]
         return dict(zip(parts, await self._gather(node, calls), strict=True))
 
     async def map(self, node: Node, each: Node) -> list[Any]:
+        """A node for each item of a list; their outputs in its order."""
         items = fill(node.map, lambda ref: self._look_up(ref, {}))
         if fault := fault_of(items):
             raise InvalidInput(f"map over {node.map}: {fault}")
